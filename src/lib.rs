@@ -1,0 +1,22 @@
+//! dfs: a decentralised, encrypted filesystem for the computers that you already own.
+//!
+//! The two ways through the house:
+//!
+//! - read: `fuse::adapter → volume::read → store::tiered → (store::sqlite | Fetch = node) → seal::open`
+//! - write: `fuse::adapter → volume::open_file → volume::write_back → seal::seal → store::sqlite → folder::manifest`
+//!
+//! A room imports from lower storeys only; `tests/tidy.rs` holds that.
+//!
+//! | storey | rooms |
+//! |---|---|
+//! | 6 | `main.rs`, `cli`, `mount-helpers/` |
+//! | 5 | `daemon` |
+//! | 4 | `fuse`, `control` |
+//! | 3 | `volume`, `node` |
+//! | 2 | `store`, `folder` |
+//! | 1 | `seal` ← `keys` ← `object` |
+//! | 0 | `base` |
+
+pub mod base;
+pub mod store;
+pub mod volume;

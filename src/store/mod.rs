@@ -1,0 +1,7 @@
+//! Storey 2: blocks on this device, in SQLite, and the one place where a miss turns into a fetch.
+
+pub mod api;
+
+pub use api::{
+    BlockStore, CommitSeq, Fetch, FetchDone, FetchError, NoFetch, Put, PutKind, StoreError, StoreStats, Want,
+};
