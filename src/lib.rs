@@ -18,5 +18,6 @@
 //! | 0 | `base` |
 
 pub mod base;
+pub mod folder;
 pub mod store;
 pub mod volume;

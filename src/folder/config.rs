@@ -1,0 +1,359 @@
+//! `dfs.toml` in the state directory: what the owner may set, with bounds. Every key has a default, so an empty file is valid.
+//!
+//! A wrong key, type or value is refused with file, line and key. Pure: `state` reads the file, `daemon` uses the values.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::base::limits::FETCH_TIMEOUT_SECS;
+
+/// Longest `dfs.toml`, in bytes.
+pub const CONFIG_MAX: usize = 64 << 10;
+
+/// Most addresses one list may name.
+pub const ADDRESSES_MAX: usize = 64;
+
+/// What `dfs init` writes: every key with its default, commented out.
+pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key that is absent has the value shown.
+
+[store]
+# Bytes of blocks kept here before the least recently used are evicted; blocks held nowhere else never are. 0: no bound.
+# cache_size = "0"
+
+[network]
+# enabled = true
+# listen = ["0.0.0.0:8080", "[::]:8080"]
+# Members to try first, as "host:port".
+# peers = []
+# Find members on the local network.
+# mdns = true
+# Ask the router to forward the port.
+# upnp = true
+# Seconds that a read waits for blocks that only others have.
+# timeout = 30
+
+[volume]
+# Compression level, 1 (fast) to 19 (small).
+# compression = 1
+# Memory for data not yet sealed.
+# write_budget = "256MiB"
+# Seconds between background syncs.
+# sync_interval = 5
+"#;
+
+/// Why `dfs.toml` was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Longer than [`CONFIG_MAX`].
+    #[error("{0}: the file is longer than {CONFIG_MAX} bytes; shorten it")]
+    TooLong(PathBuf),
+    /// Not UTF-8.
+    #[error("{0}: the file is not UTF-8 text")]
+    NotText(PathBuf),
+    /// A line that cannot be used.
+    #[error("{path}: line {line}: {key}{reason}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from one.
+        line: usize,
+        /// The key on that line and a colon, or nothing.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[network]`
+    pub network: NetworkConfig,
+    /// `[volume]`
+    pub volume: VolumeConfig,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Bytes held before eviction; zero: no bound.
+    #[serde(deserialize_with = "cache_size")]
+    pub cache_size: u64,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Whether there is a node at all.
+    pub enabled: bool,
+    /// Addresses to listen on.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    /// Members to try first, `host:port`.
+    #[serde(deserialize_with = "peers")]
+    pub peers: Vec<String>,
+    /// Whether members are looked for on the local network.
+    pub mdns: bool,
+    /// Whether the router is asked to forward the port.
+    pub upnp: bool,
+    /// How long a read waits for blocks that only others have.
+    #[serde(deserialize_with = "timeout")]
+    pub timeout: Duration,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: vec![
+                SocketAddr::from(([0, 0, 0, 0], 8080)),
+                SocketAddr::from(([0u16; 8], 8080)),
+            ],
+            peers: Vec::new(),
+            mdns: true,
+            upnp: true,
+            timeout: Duration::from_secs(FETCH_TIMEOUT_SECS),
+        }
+    }
+}
+
+/// `[volume]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeConfig {
+    /// zstd level.
+    #[serde(deserialize_with = "compression")]
+    pub compression: i32,
+    /// Memory for data not yet sealed, in bytes.
+    #[serde(deserialize_with = "write_budget")]
+    pub write_budget: u64,
+    /// Time between background syncs.
+    #[serde(deserialize_with = "sync_interval")]
+    pub sync_interval: Duration,
+}
+
+impl Default for VolumeConfig {
+    fn default() -> Self {
+        Self {
+            compression: 1,
+            write_budget: 256 << 20,
+            sync_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the bytes of the file at `path` (which is only named in errors).
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
+        if bytes.len() > CONFIG_MAX {
+            return Err(ConfigError::TooLong(path.to_owned()));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| ConfigError::NotText(path.to_owned()))?;
+        toml::from_str(text).map_err(|e| {
+            let at = e.span().map_or(0, |span| span.start.min(text.len()));
+            let line = text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
+            let source = text.lines().nth(line).unwrap_or_default();
+            let key = source
+                .split_once('=')
+                .map(|(key, _)| format!("{}: ", key.trim()))
+                .unwrap_or_default();
+            ConfigError::Line {
+                path: path.to_owned(),
+                line: line + 1,
+                key,
+                reason: e.message().replace('\n', " "),
+            }
+        })
+    }
+}
+
+/// Reads a number of bytes: `1048576`, `64KiB`, `10GiB`, `2TB`. Units: KiB MiB GiB TiB, kB MB GB TB, and K M G T for the former.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+fn size<'de, D: Deserializer<'de>>(d: D, min: u64, max: u64, what: &str) -> Result<u64, D::Error> {
+    let bytes = match Size::deserialize(d) {
+        Ok(Size::Bytes(bytes)) => Some(bytes),
+        Ok(Size::Text(text)) => parse_size(&text),
+        Err(_) => None,
+    };
+    bytes
+        .filter(|bytes| (min..=max).contains(bytes))
+        .ok_or_else(|| D::Error::custom(what))
+}
+
+fn cache_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let what = "expected a size such as \"10GiB\": 0 (no bound), or 16MiB to 1024TiB";
+    size(d, 0, 1 << 50, what).and_then(|bytes| match bytes {
+        0 | 0x100_0000.. => Ok(bytes),
+        _ => Err(D::Error::custom(what)),
+    })
+}
+
+fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    size(
+        d,
+        16 << 20,
+        1 << 40,
+        "expected a size such as \"256MiB\", from 16MiB to 1TiB",
+    )
+}
+
+fn whole<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<i64, D::Error> {
+    let expected = || D::Error::custom(format!("expected a whole number from {min} to {max}"));
+    match i64::deserialize(d) {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(expected()),
+    }
+}
+
+fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    whole(d, 1, 3600).map(|secs| Duration::from_secs(secs.unsigned_abs()))
+}
+
+fn sync_interval<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    whole(d, 1, 3600).map(|secs| Duration::from_secs(secs.unsigned_abs()))
+}
+
+fn compression<'de, D: Deserializer<'de>>(d: D) -> Result<i32, D::Error> {
+    whole(d, 1, 19).map(|level| level as i32)
+}
+
+fn listen<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let what = "expected at most 64 addresses such as \"0.0.0.0:8080\" or \"[::]:8080\"";
+    let texts = <Vec<String>>::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    let parsed: Option<Vec<SocketAddr>> = texts.iter().map(|text| text.parse().ok()).collect();
+    parsed
+        .filter(|list| list.len() <= ADDRESSES_MAX)
+        .ok_or_else(|| D::Error::custom(what))
+}
+
+fn peers<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let what = "expected at most 64 addresses such as \"host.example:8080\"";
+    let texts = <Vec<String>>::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    let is_address = |text: &String| {
+        text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && host.len() <= 253 && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    };
+    if texts.len() > ADDRESSES_MAX || !texts.iter().all(is_address) {
+        return Err(D::Error::custom(what));
+    }
+    Ok(texts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("/s/dfs.toml"), text.as_bytes())
+    }
+
+    #[test]
+    fn the_template_is_valid_with_and_without_its_comment_signs() {
+        assert_eq!(parse(TEMPLATE), Ok(Config::default()));
+        let shown: String = TEMPLATE
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.contains(" = ") => format!("{key}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert!(shown.contains("\nlisten = "));
+        assert_eq!(
+            parse(&shown),
+            Ok(Config::default()),
+            "the shown values are the defaults"
+        );
+    }
+
+    #[test]
+    fn an_error_names_file_line_and_key() {
+        for (text, parts) in [
+            (
+                "[store]\ncache_size = \"much\"",
+                ["line 2", "cache_size", "10GiB"],
+            ),
+            ("[store]\ncache_size = 5", ["line 2", "cache_size", "16MiB"]),
+            ("[network]\n\ntimeout = 0", ["line 3", "timeout", "3600"]),
+            (
+                "[network]\nlisten = [\"8080\"]",
+                ["line 2", "listen", "0.0.0.0:8080"],
+            ),
+            (
+                "[network]\npeers = [\"x:0\"]",
+                ["line 2", "peers", "host.example"],
+            ),
+            ("[volume]\ncompression = 20", ["line 2", "compression", "19"]),
+            ("[volume]\nlevel = 20", ["line 2", "level", "unknown field"]),
+            ("[volume", ["line 1", "/s/dfs.toml", "table"]),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("/s/dfs.toml: line "), "{error}");
+            for part in parts {
+                assert!(error.contains(part), "{error} should name {part}");
+            }
+        }
+        assert!(matches!(
+            parse(&"#".repeat(CONFIG_MAX + 1)),
+            Err(ConfigError::TooLong(_))
+        ));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("10GiB"), Some(10 << 30));
+        assert_eq!(parse_size("64 k"), Some(64 << 10));
+        assert_eq!(parse_size("2TB"), Some(2_000_000_000_000));
+        assert_eq!(parse_size("7"), Some(7));
+        for bad in ["", "GiB", "-1", "1.5G", "99999999999T", "1 XB"] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+        let sized = parse("[store]\ncache_size = 33554432\n[volume]\nwrite_budget = \"1GiB\"").unwrap();
+        assert_eq!(
+            (sized.store.cache_size, sized.volume.write_budget),
+            (32 << 20, 1 << 30)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_error_or_a_config(text in "[a-z_\\[\\]=\"0-9\n# .]{0,120}") {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Storey 2: the folder of `.f` files and the state directory, as they lie on the host filesystem.
+
+pub mod config;
+pub mod marker;
+pub mod state;

@@ -1,0 +1,254 @@
+//! The state directory of one volume on one device: keys, configuration, lock, store and logs, for its owner alone (0700, files 0600).
+//!
+//! The library never asks the environment where it is: `cli` does and passes paths. Files are replaced whole or not at all.
+//! Opened by `daemon`; `cli` asks it who holds the lock.
+
+mod files;
+mod lock;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use lock::{Holder, StateLock};
+
+use super::config::{self, Config, ConfigError};
+use crate::base::VolumeId;
+
+/// Longest list of remembered peers or of invitations, in bytes.
+const LIST_MAX: usize = 4 << 20;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// There is none.
+    #[error(
+        "there is no state directory {0}; create the volume with `dfs init`, join it with `dfs join`, or name the directory with --state"
+    )]
+    Missing(PathBuf),
+    /// There is one already.
+    #[error("{0} already holds the state of a volume; choose another directory with --state")]
+    Exists(PathBuf),
+    /// Others could read the keys.
+    #[error(
+        "the state directory {path} is open to others (mode {mode:o}, owner {owner}); run `chmod 700` on it, as its owner"
+    )]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// User id of its owner.
+        owner: u32,
+    },
+    /// Another process has it.
+    #[error("{path} is in use by process {}{}; unmount that first", holder.pid, mounted_at(holder))]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// The process.
+        holder: Holder,
+    },
+    /// A file is longer than it can be.
+    #[error("{path} is longer than {max} bytes; it is damaged or no file of dfs")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its longest length.
+        max: usize,
+    },
+    /// `dfs.toml` is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host filesystem refused.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The answer.
+        source: std::io::Error,
+    },
+}
+
+impl StateError {
+    fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+fn mounted_at(holder: &Holder) -> String {
+    holder
+        .mountpoint
+        .as_ref()
+        .map(|at| format!(", which has it mounted at {}", at.display()))
+        .unwrap_or_default()
+}
+
+/// The state directory of `volume` where none was named: `home` is `/var/lib/dfs` for root, `$XDG_DATA_HOME/dfs` otherwise.
+pub fn default_path(home: &Path, volume: &VolumeId) -> PathBuf {
+    home.join(volume.to_string())
+}
+
+/// An existing state directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Makes a state directory at `path` (absolute), which must not exist or be empty, with a commented `dfs.toml`.
+    pub fn create(path: &Path) -> Result<Self, StateError> {
+        files::make_dir(path)?;
+        let mut entries = std::fs::read_dir(path).map_err(|e| StateError::io("read", path, e))?;
+        if entries.next().is_some() {
+            return Err(StateError::Exists(path.to_owned()));
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(files::DIR_MODE))
+            .map_err(|e| StateError::io("protect", path, e))?;
+        let state = Self::open(path)?;
+        files::replace(&state.config_path(), config::TEMPLATE.as_bytes())?;
+        Ok(state)
+    }
+
+    /// Opens the state directory at `path` (absolute), which must be closed to everybody else.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let meta = match std::fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => meta,
+            Ok(_) => return Err(StateError::Missing(path.to_owned())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StateError::Missing(path.to_owned()));
+            }
+            Err(e) => return Err(StateError::io("open", path, e)),
+        };
+        let me = rustix::process::geteuid();
+        if meta.mode() & 0o077 != 0 || (meta.uid() != me.as_raw() && !me.is_root()) {
+            return Err(StateError::Open {
+                path: path.to_owned(),
+                mode: meta.mode() & 0o7777,
+                owner: meta.uid(),
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Locks it against other processes, waiting at most `wait` while a previous daemon drains.
+    pub fn lock(&self, wait: Duration) -> Result<StateLock, StateError> {
+        StateLock::take(&self.lock_path(), wait)
+    }
+
+    /// The process that has it locked, if any.
+    pub fn holder(&self) -> Result<Option<Holder>, StateError> {
+        lock::holder(&self.lock_path())
+    }
+
+    /// What `dfs.toml` says; defaults when there is none.
+    pub fn config(&self) -> Result<Config, StateError> {
+        let path = self.config_path();
+        match files::read(&path, config::CONFIG_MAX)? {
+            Some(bytes) => Ok(Config::parse(&path, &bytes)?),
+            None => Ok(Config::default()),
+        }
+    }
+
+    /// The list named `name` (of peers, of invitations) as the node wrote it; `None` before it wrote one.
+    pub fn read_list(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        files::read(&self.path.join(name), LIST_MAX)
+    }
+
+    /// Replaces the list named `name`, durably.
+    pub fn write_list(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        files::replace(&self.path.join(name), bytes)
+    }
+
+    /// The block database.
+    pub fn store_path(&self) -> PathBuf {
+        self.path.join("store.sqlite")
+    }
+
+    /// The log file, when there is neither a terminal nor a journal.
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join("dfs.log")
+    }
+
+    /// `dfs.toml`.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join("dfs.toml")
+    }
+
+    /// Takes the directory to another place on the same filesystem, where nothing is yet.
+    pub fn move_to(self, path: &Path) -> Result<Self, StateError> {
+        if let Some(parent) = path.parent() {
+            files::make_dir(parent)?;
+        }
+        if path.exists() {
+            return Err(StateError::Exists(path.to_owned()));
+        }
+        std::fs::rename(&self.path, path).map_err(|e| StateError::io("rename", &self.path, e))?;
+        Self::open(path)
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_state_directory_is_private_and_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = default_path(&dir.path().join("home"), &VolumeId([1; 16]));
+        assert!(path.ends_with("home/01010101010101010101010101010101"));
+        assert!(matches!(StateDir::open(&path), Err(StateError::Missing(_))));
+        let state = StateDir::create(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(state.config().unwrap(), Config::default());
+        assert!(matches!(StateDir::create(&path), Err(StateError::Exists(_))));
+        let moved = state.move_to(&dir.path().join("elsewhere")).unwrap();
+        assert_eq!(StateDir::open(moved.path()).unwrap(), moved);
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        StateDir::create(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o750)).unwrap();
+        let error = StateDir::open(&path).unwrap_err();
+        assert!(matches!(error, StateError::Open { mode: 0o750, .. }));
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_setting_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&dir.path().join("s")).unwrap();
+        std::fs::write(state.config_path(), "[store]\nsize = 1").unwrap();
+        let error = state.config().unwrap_err().to_string();
+        assert!(error.contains("s/dfs.toml: line 2: size: "), "{error}");
+    }
+
+    #[test]
+    fn lists_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&dir.path().join("s")).unwrap();
+        assert_eq!(state.read_list("peers.json").unwrap(), None);
+        state.write_list("peers.json", b"[]").unwrap();
+        assert_eq!(state.read_list("peers.json").unwrap().unwrap(), b"[]");
+    }
+}
