@@ -1,5 +1,9 @@
 //! Storey 2: the folder of `.f` files and the state directory, as they lie on the host filesystem.
 
 pub mod config;
+pub mod host;
 pub mod marker;
+pub mod slots;
 pub mod state;
+
+pub use host::Folder;
