@@ -18,6 +18,7 @@
 //! | 0 | `base` |
 
 pub mod base;
+pub mod control;
 pub mod folder;
 pub mod store;
 pub mod volume;

@@ -1,0 +1,267 @@
+//! What goes over the control socket: one JSON line asks, one or more answer. Types only; `server` and `client` carry them.
+//!
+//! A ticket is the only secret that ever passes here, in [`Answer::Ticket`], whose `Debug` does not show it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::path_text;
+use crate::base::{DeviceId, GroupId, VolumeId};
+use crate::store::StoreStats;
+
+/// Longest line in either direction, in bytes.
+pub const LINE_MAX: usize = 1 << 20;
+
+/// What a command asks of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// Which members it knows.
+    Peers,
+    /// A ticket for a new member.
+    Invite {
+        /// `host`, `reader`, `writer` or `admin`.
+        role: String,
+        /// Until when the ticket is good, in seconds from now.
+        expires_secs: u64,
+        /// How many devices may join with it.
+        uses: u32,
+    },
+    /// Copy plain files and directories from outside into the volume.
+    Import {
+        /// Absolute paths.
+        #[serde(with = "path_text::list")]
+        from: Vec<PathBuf>,
+        /// Directory in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        into: PathBuf,
+    },
+    /// Copy a file or directory of the volume out as plain files.
+    Export {
+        /// Path in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        from: PathBuf,
+        /// Absolute path outside, which must not exist.
+        #[serde(with = "path_text")]
+        to: PathBuf,
+    },
+    /// Unmount, write everything back, end.
+    Stop {
+        /// Unmount even while files are open: whoever has them open keeps them until the daemon has drained.
+        lazy: bool,
+    },
+}
+
+/// One line of an answer; all but the last are [`Reply::Progress`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// How far it is.
+    Progress(Progress),
+    /// It is done.
+    Done {
+        /// With this result.
+        answer: Answer,
+    },
+    /// It failed.
+    Failed(Failure),
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done: a path, or a phase.
+    pub what: String,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes to do, when known.
+    pub total_bytes: Option<u64>,
+}
+
+/// The result of a request.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Peers`].
+    Peers {
+        /// Members known, this device not among them.
+        peers: Vec<Peer>,
+    },
+    /// To [`Request::Invite`].
+    Ticket {
+        /// The text for `dfs join`: whoever has it can join.
+        ticket: String,
+    },
+    /// To [`Request::Import`] and [`Request::Export`].
+    Copied(Copied),
+    /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
+    Stopped {
+        /// The process.
+        pid: u32,
+    },
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => f.debug_tuple("Status").field(status).finish(),
+            Self::Peers { peers } => f.debug_tuple("Peers").field(peers).finish(),
+            Self::Ticket { .. } => f.write_str("Ticket(..)"),
+            Self::Copied(copied) => f.debug_tuple("Copied").field(copied).finish(),
+            Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
+        }
+    }
+}
+
+/// How a daemon is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Seconds since the Unix epoch at its start.
+    pub started: u64,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The group.
+    pub group: Option<GroupId>,
+    /// This device.
+    pub device: DeviceId,
+    /// This device's role.
+    pub role: String,
+    /// The folder.
+    #[serde(with = "path_text")]
+    pub folder: PathBuf,
+    /// The state directory.
+    #[serde(with = "path_text")]
+    pub state: PathBuf,
+    /// The mount; none with `dfs serve`.
+    #[serde(with = "path_text::option")]
+    pub mountpoint: Option<PathBuf>,
+    /// Whether the mount is read-only.
+    pub read_only: bool,
+    /// Totals of the store.
+    pub store: Totals,
+    /// The network; none with `--no-network`.
+    pub network: Option<Network>,
+}
+
+/// Totals of a store, see [`StoreStats`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Blocks held.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that are nowhere else, as far as is known.
+    pub dirty_bytes: u64,
+    /// Bytes held before eviction; zero: no bound.
+    pub cache_size: u64,
+}
+
+impl From<StoreStats> for Totals {
+    fn from(stats: StoreStats) -> Self {
+        Self {
+            blocks: stats.blocks,
+            bytes: stats.bytes,
+            dirty_bytes: stats.dirty_bytes,
+            cache_size: stats.cache_size,
+        }
+    }
+}
+
+/// The network as this device sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// Addresses it listens on.
+    pub listening: Vec<String>,
+    /// Members it is connected to.
+    pub connected: usize,
+    /// Members it knows.
+    pub known: usize,
+}
+
+/// Another member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its device.
+    pub device: DeviceId,
+    /// Its role, once it has shown its certificate.
+    pub role: Option<String>,
+    /// Whether there is a connection now.
+    pub connected: bool,
+    /// Addresses it was seen at.
+    pub addresses: Vec<String>,
+    /// Seconds since the Unix epoch when it last answered.
+    pub last_seen: Option<u64>,
+    /// Round trip, in milliseconds.
+    pub rtt_ms: Option<u64>,
+}
+
+/// What an import or export did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Copied {
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Links, pipes, sockets and device nodes.
+    pub others: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
+
+/// Why a request failed, in the three parts that every error of dfs has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct Failure {
+    /// What was to be done.
+    pub what: String,
+    /// Why it could not be done.
+    pub why: String,
+    /// What to do about it; empty when there is nothing to say.
+    pub hint: String,
+}
+
+impl Failure {
+    /// The three parts.
+    pub fn new(what: impl Into<String>, why: impl ToString, hint: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            why: why.to_string(),
+            hint: hint.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_on_the_wire() {
+        let stop = serde_json::to_string(&Request::Stop { lazy: true }).unwrap();
+        assert_eq!(stop, r#"{"request":"stop","lazy":true}"#);
+        assert!(serde_json::from_str::<Request>(r#"{"request":"stop","lazy":true,"x":1}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"request":"format"}"#).is_err());
+    }
+
+    #[test]
+    fn a_ticket_is_not_shown_by_debug() {
+        let reply = Reply::Done {
+            answer: Answer::Ticket {
+                ticket: "dfs1-secret".into(),
+            },
+        };
+        assert!(!format!("{reply:?}").contains("secret"));
+        let text = serde_json::to_string(&reply).unwrap();
+        assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+    }
+}

@@ -1,0 +1,21 @@
+//! Storey 4: the control socket, on which a running daemon answers the commands of its owner. Never in the network.
+//!
+//! A Unix socket in the runtime directory, mode 0600; a caller must have the daemon's user id or be root. One request a connection.
+//! `daemon` gives [`Server`] a [`Handler`], `cli` asks through [`client`].
+
+pub mod client;
+mod line;
+pub mod message;
+mod path_text;
+mod server;
+
+pub use message::{Answer, Copied, Failure, Network, Peer, Progress, Reply, Request, Status, Totals};
+pub use server::{Handler, Server, ServerError};
+
+use std::path::{Path, PathBuf};
+
+/// The socket of the daemon that has the state directory `state` (absolute), in `runtime_dir`.
+pub fn socket_path(runtime_dir: &Path, state: &Path) -> PathBuf {
+    let hash = blake3::hash(state.as_os_str().as_encoded_bytes()).to_hex();
+    runtime_dir.join(format!("{}.sock", &hash[..16]))
+}
