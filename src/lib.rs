@@ -20,5 +20,8 @@
 pub mod base;
 pub mod control;
 pub mod folder;
+pub mod keys;
+pub mod object;
+pub mod seal;
 pub mod store;
 pub mod volume;
