@@ -1,7 +1,13 @@
 //! Storey 2: blocks on this device, in SQLite, and the one place where a miss turns into a fetch.
 
 pub mod api;
+#[cfg(test)]
+pub(crate) mod conformance;
+mod memory;
+mod sqlite;
 
 pub use api::{
     BlockStore, CommitSeq, Fetch, FetchDone, FetchError, NoFetch, Put, PutKind, StoreError, StoreStats, Want,
 };
+pub use memory::MemoryStore;
+pub use sqlite::{SqliteStore, StoreOptions};

@@ -1,0 +1,357 @@
+//! Blocks in one SQLite database: the [`BlockStore`] of a device.
+//!
+//! Invariant: what `put` returned for survives the death of the process, what `sync` returned for survives a power cut, and every
+//! block that leaves was checked against its id. The schema and the reasoning about crashes are in `docs/store.md`.
+//! Opened by `daemon`; everyone else sees the trait.
+
+mod failure;
+mod meta;
+mod readers;
+mod schema;
+mod tables;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, TrySendError, bounded};
+use parking_lot::{Mutex, RwLock};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use self::failure::Failure;
+use self::meta::{Meta, Void};
+use self::readers::Readers;
+use self::writer::{Job, Task, Writer};
+use super::{BlockStore, CommitSeq, Put, StoreError, StoreStats};
+use crate::base::{BlockId, PlainHash, StoreId};
+
+/// Jobs that may wait for the writer.
+const JOBS: usize = 64;
+
+/// Blocks whose last use is remembered until the writer writes it down; beyond this uses are forgotten.
+const TOUCHED_MAX: usize = 8192;
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreOptions {
+    /// Bytes that the store may hold before it evicts cached blocks; zero: no bound. Dirty blocks count and stay; when they fill
+    /// it, an eighth of it (at most 64 MiB) remains for cached ones, so that what is being read stays until it is read.
+    pub cache_size: u64,
+}
+
+/// State that readers and the writer share.
+#[derive(Debug)]
+struct Shared {
+    /// The newest commit. Written after `state`, so that who reads it first never finds the state older.
+    last: AtomicU64,
+    state: RwLock<(StoreStats, Vec<Void>)>,
+    touched: Mutex<HashSet<BlockId>>,
+    readers: Readers,
+    closed: AtomicBool,
+    /// Damage was seen since the start: from then on nothing is freed that was not checked.
+    damaged: AtomicBool,
+    cache_size: u64,
+}
+
+impl Shared {
+    fn damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    fn note_damage(&self, error: &rusqlite::Error) {
+        if failure::is_corrupt(error) {
+            self.damaged.store(true, Ordering::Release);
+        }
+    }
+
+    /// Makes the state after a commit visible.
+    fn publish(&self, meta: &Meta) {
+        let mut state = self.state.write();
+        state.0 = meta.stats(self.cache_size);
+        if state.1.len() != meta.voids.len() {
+            state.1.clone_from(&meta.voids);
+        }
+        drop(state);
+        self.last.store(meta.seq, Ordering::Release);
+    }
+
+    fn take_touched(&self) -> Vec<BlockId> {
+        self.touched.lock().drain().collect()
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.readers.close();
+    }
+}
+
+/// The blocks of one device in a SQLite database.
+#[derive(Debug)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    failure: Failure,
+    jobs: Option<Sender<Job>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    store: StoreId,
+    unclean: bool,
+    _lock: schema::Lock,
+}
+
+impl SqliteStore {
+    /// Opens the store in the database `path`, which is created, readable by its owner only, when it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when another process has it open, when it is not a store, damaged, or written by a newer dfs;
+    /// nothing is changed or deleted then.
+    pub fn open(path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let failure = Failure::new(path);
+        let lock = schema::lock(&failure)?;
+        let (conn, meta) = schema::open_writer(&failure)?;
+        let (store, unclean) = (meta.store, !meta.clean);
+        let shared = Arc::new(Shared {
+            last: AtomicU64::new(0),
+            state: RwLock::new((StoreStats::default(), Vec::new())),
+            touched: Mutex::new(HashSet::new()),
+            readers: Readers::new(failure.clone()),
+            closed: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            cache_size: options.cache_size,
+        });
+        shared.publish(&meta);
+        let (jobs, inbox) = bounded(JOBS);
+        let mut writer = Writer {
+            conn,
+            failure: failure.clone(),
+            shared: shared.clone(),
+            jobs: inbox,
+            meta,
+            begun: false,
+            cache_size: options.cache_size,
+            synced: 0,
+            log_bytes: 0,
+            broken: None,
+        };
+        match writer.begin() {
+            Ok(()) => {}
+            // What is here can be read; the first write that finds room begins.
+            Err(error @ StoreError::NoSpace(_)) => {
+                tracing::warn!(%error, "the store is opened on a full disk")
+            }
+            Err(error) => return Err(error),
+        }
+        let thread = std::thread::Builder::new()
+            .name("dfs-store".into())
+            .spawn(move || writer.run())
+            .map_err(|error| failure.io("start its writer", &error))?;
+        Ok(Self {
+            shared,
+            failure,
+            jobs: Some(jobs),
+            writer: Mutex::new(Some(thread)),
+            store,
+            unclean,
+            _lock: lock,
+        })
+    }
+
+    /// Whether the store was not closed before it was opened: the process died, or the power was cut.
+    pub fn opened_unclean(&self) -> bool {
+        self.unclean
+    }
+
+    /// Path of the database.
+    pub fn path(&self) -> &Path {
+        self.failure.path()
+    }
+
+    /// Gives deleted space back to the file system and empties the log, which otherwise happens step by step in quiet times.
+    pub fn tidy(&self) -> Result<(), StoreError> {
+        self.run(Task::Tidy).map(|_| ())
+    }
+
+    /// What SQLite's own check of the database's structure finds; empty when it is sound. Blocks are checked when they are read.
+    pub fn check(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|conn| {
+            let mut statement = conn.prepare("PRAGMA quick_check(20)")?;
+            let found = statement.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(found
+                .collect::<rusqlite::Result<Vec<_>>>()?
+                .into_iter()
+                .filter(|line| line != "ok")
+                .collect())
+        })
+    }
+
+    /// Makes everything durable, marks the store as clean and lets no one use it any more. Dropping the store does the same, but
+    /// cannot report an error.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let closed = match self.run(Task::Close) {
+            Err(StoreError::Closed) => Ok(()),
+            other => other.map(|_| ()),
+        };
+        self.join();
+        closed
+    }
+
+    fn join(&self) {
+        let thread = self.writer.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the store's writer ended by a fault");
+        }
+    }
+
+    fn run(&self, task: Task) -> Result<CommitSeq, StoreError> {
+        let (reply, answer) = bounded(1);
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
+        jobs.send(Job { task, reply }).map_err(|_| StoreError::Closed)?;
+        answer.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        self.shared
+            .readers
+            .with(|conn| read(conn).map_err(|error| self.failure.of(&error)))
+    }
+
+    /// Remembers that a block was read.
+    fn touch(&self, id: &BlockId) {
+        if self.shared.cache_size == 0 {
+            return;
+        }
+        let mut touched = self.shared.touched.lock();
+        if touched.len() < TOUCHED_MAX {
+            touched.insert(*id);
+        }
+        let full = touched.len() == TOUCHED_MAX;
+        drop(touched);
+        if full && let Some(jobs) = &self.jobs {
+            let (reply, _) = bounded(1);
+            match jobs.try_send(Job {
+                task: Task::Touch,
+                reply,
+            }) {
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.join();
+    }
+}
+
+impl BlockStore for SqliteStore {
+    fn get(&self, id: &BlockId) -> Result<Option<Bytes>, StoreError> {
+        let found = self.shared.readers.with(|conn| {
+            let found: rusqlite::Result<Option<Result<Bytes, StoreError>>> = conn
+                .prepare_cached(
+                    "SELECT data.bytes FROM block LEFT JOIN data ON data.n = block.data WHERE block.id = ?1",
+                )
+                .and_then(|mut statement| {
+                    statement
+                        .query_row([&id.as_bytes()[..]], |row| {
+                            Ok(match row.get_ref(0)?.as_blob() {
+                                Ok(bytes) if id.matches(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+                                _ => Err(StoreError::Damaged(*id)),
+                            })
+                        })
+                        .optional()
+                });
+            match found {
+                Ok(found) => found.transpose(),
+                // The database is broken at least here; the block may be had from elsewhere.
+                Err(error) if failure::is_corrupt(&error) => {
+                    tracing::error!(block = %id, path = %self.failure.path().display(), %error, "the store is damaged");
+                    Err(StoreError::Damaged(*id))
+                }
+                Err(error) => Err(self.failure.of(&error)),
+            }
+        });
+        match &found {
+            Ok(Some(_)) => self.touch(id),
+            Err(StoreError::Damaged(_)) => self.shared.damaged.store(true, Ordering::Release),
+            _ => {}
+        }
+        found
+    }
+
+    fn contains(&self, id: &BlockId) -> Result<bool, StoreError> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT 1 FROM block WHERE id = ?1")?
+                .exists([&id.as_bytes()[..]])
+        })
+    }
+
+    fn put(&self, batch: Vec<Put>) -> Result<CommitSeq, StoreError> {
+        self.run(Task::Put(batch))
+    }
+
+    fn find_plain(&self, hash: &PlainHash) -> Result<Option<BlockId>, StoreError> {
+        let found: Option<Vec<u8>> = self.read(|conn| {
+            conn.prepare_cached("SELECT id FROM block WHERE plain = ?1 ORDER BY seq DESC LIMIT 1")?
+                .query_row([&hash.as_bytes()[..]], |row| row.get(0))
+                .optional()
+        })?;
+        Ok(found.and_then(|id| BlockId::from_slice(&id)))
+    }
+
+    fn sync(&self) -> Result<CommitSeq, StoreError> {
+        self.run(Task::Sync)
+    }
+
+    fn remove(&self, ids: &[BlockId]) -> Result<(), StoreError> {
+        self.run(Task::Remove(ids.to_vec())).map(|_| ())
+    }
+
+    fn set_dirty(&self, ids: &[BlockId], dirty: bool) -> Result<(), StoreError> {
+        self.run(Task::SetDirty(ids.to_vec(), dirty)).map(|_| ())
+    }
+
+    fn list(&self, after: Option<BlockId>, limit: usize) -> Result<Vec<(BlockId, CommitSeq)>, StoreError> {
+        let after: &[u8] = after.as_ref().map_or(&[], |id| &id.as_bytes()[..]);
+        let rows: Vec<(Vec<u8>, i64)> = self.read(|conn| {
+            conn.prepare_cached("SELECT id, seq FROM block WHERE id > ?1 ORDER BY id LIMIT ?2")?
+                .query_map(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })?
+                .collect()
+        })?;
+        rows.into_iter()
+            .map(|(id, seq)| Some((BlockId::from_slice(&id)?, seq as u64)))
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.failure.unusable("a block's id has the wrong length"))
+    }
+
+    fn id(&self) -> StoreId {
+        self.store
+    }
+
+    fn last_seq(&self) -> CommitSeq {
+        self.shared.last.load(Ordering::Acquire)
+    }
+
+    fn may_be_lost(&self, store: &StoreId, seq: CommitSeq) -> bool {
+        if *store != self.store || seq == 0 {
+            return false;
+        }
+        let last = self.last_seq();
+        meta::is_void(&self.shared.state.read().1, last, seq)
+    }
+
+    fn stats(&self) -> Result<StoreStats, StoreError> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        Ok(self.shared.state.read().0)
+    }
+}

@@ -1,0 +1,239 @@
+//! The SQLite store as a whole: conformance, opening, eviction, damage.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use super::*;
+use crate::store::PutKind;
+use crate::store::conformance::{self, block, put};
+
+pub(super) fn open(path: &Path, cache_size: u64) -> SqliteStore {
+    SqliteStore::open(path, StoreOptions { cache_size }).unwrap()
+}
+
+fn dir_and_path() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.sqlite");
+    (dir, path)
+}
+
+/// The tables' own totals, to compare with what the store says of itself.
+fn counted(path: &Path) -> (u64, u64, u64, u64) {
+    let conn = Connection::open(path).unwrap();
+    conn.query_row(
+        "SELECT (SELECT count(*) FROM block), (SELECT coalesce(sum(len), 0) FROM block),
+                (SELECT coalesce(sum(len), 0) FROM block WHERE dirty), (SELECT count(*) FROM data)",
+        [],
+        |row| {
+            let n = |i| row.get::<_, i64>(i).map(|n| n as u64);
+            Ok((n(0)?, n(1)?, n(2)?, n(3)?))
+        },
+    )
+    .unwrap()
+}
+
+#[test]
+fn conforms() {
+    let (dir, _) = dir_and_path();
+    let mut stores = 0;
+    conformance::all(|| {
+        stores += 1;
+        Arc::new(open(&dir.path().join(format!("{stores}.sqlite")), 0))
+    });
+}
+
+#[test]
+fn a_clean_reopen_finds_everything_and_numbers_go_on() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    assert!(!store.opened_unclean());
+    let (id, bytes) = (store.id(), block(1, 70_000));
+    let seq = store.put(vec![put(&bytes, PutKind::Dirty)]).unwrap();
+    store.close().unwrap();
+    assert!(matches!(store.put(vec![]), Err(StoreError::Closed)));
+    assert!(matches!(store.get(&BlockId::of(&bytes)), Err(StoreError::Closed)));
+    assert!(store.close().is_ok(), "closing twice");
+    drop(store);
+
+    let store = open(&path, 0);
+    assert!(!store.opened_unclean());
+    assert_eq!(store.id(), id);
+    assert!(store.last_seq() > seq && store.last_seq() < seq + 10, "no jump");
+    assert!(!store.may_be_lost(&id, seq));
+    assert_eq!(store.get(&BlockId::of(&bytes)).unwrap(), Some(bytes));
+}
+
+#[test]
+fn only_the_owner_can_read_the_files() {
+    let (dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    store.put(vec![put(&block(1, 100), PutKind::Dirty)]).unwrap();
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", entry.path().display());
+        files += 1;
+    }
+    assert!(files >= 3, "database, log and lock");
+}
+
+#[test]
+fn a_second_opener_is_refused_while_the_first_lives() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    let error = SqliteStore::open(&path, StoreOptions::default()).unwrap_err();
+    assert!(matches!(&error, StoreError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("another dfs"), "{error}");
+    drop(store);
+    open(&path, 0);
+}
+
+#[test]
+fn eviction_takes_the_least_recently_used_and_never_a_dirty_block() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 100_000);
+    let dirty = block(1000, 30_000);
+    store.put(vec![put(&dirty, PutKind::Dirty)]).unwrap();
+    let cached: Vec<Bytes> = (0..7).map(|seed| block(seed, 10_000)).collect();
+    for bytes in &cached {
+        store.put(vec![put(bytes, PutKind::Cached)]).unwrap();
+    }
+    assert_eq!(store.stats().unwrap().bytes, 100_000, "just full");
+    assert!(
+        store.get(&BlockId::of(&cached[0])).unwrap().is_some(),
+        "used again"
+    );
+    for seed in 100..103 {
+        store
+            .put(vec![put(&block(seed, 10_000), PutKind::Cached)])
+            .unwrap();
+    }
+    assert!(store.stats().unwrap().bytes <= 100_000);
+    assert!(store.contains(&BlockId::of(&cached[0])).unwrap());
+    for gone in &cached[1..4] {
+        assert!(!store.contains(&BlockId::of(gone)).unwrap());
+    }
+    // Dirty blocks alone beyond the bound: all stay.
+    let many: Vec<Bytes> = (200..220).map(|seed| block(seed, 10_000)).collect();
+    store
+        .put(many.iter().map(|b| put(b, PutKind::Dirty)).collect())
+        .unwrap();
+    store.sync().unwrap();
+    for bytes in many.iter().chain([&dirty]) {
+        assert_eq!(store.get(&BlockId::of(bytes)).unwrap().as_ref(), Some(bytes));
+    }
+    // Once held elsewhere they may go.
+    store
+        .set_dirty(&many.iter().map(|b| BlockId::of(b)).collect::<Vec<_>>(), false)
+        .unwrap();
+    store.sync().unwrap();
+    let stats = store.stats().unwrap();
+    assert!(stats.bytes <= 100_000, "{stats:?}");
+    assert!(store.contains(&BlockId::of(&dirty)).unwrap());
+    store.close().unwrap();
+    assert_eq!(
+        counted(&path),
+        (stats.blocks, stats.bytes, stats.dirty_bytes, stats.blocks)
+    );
+}
+
+#[test]
+fn deleted_space_goes_back_to_the_file_system() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    let blocks: Vec<Bytes> = (0..96).map(|seed| block(seed, 256 << 10)).collect();
+    store
+        .put(blocks.iter().map(|b| put(b, PutKind::Dirty)).collect())
+        .unwrap();
+    store.tidy().unwrap();
+    let full = std::fs::metadata(&path).unwrap().len();
+    let ids: Vec<BlockId> = blocks.iter().map(|b| BlockId::of(b)).collect();
+    store.remove(&ids[..90]).unwrap();
+    store.tidy().unwrap();
+    let left = std::fs::metadata(&path).unwrap().len();
+    assert!(left < full / 3, "{left} of {full} bytes left");
+    for bytes in &blocks[90..] {
+        assert_eq!(store.get(&BlockId::of(bytes)).unwrap().as_ref(), Some(bytes));
+    }
+    assert_eq!(store.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn files_that_are_not_ours_are_refused_and_left_alone() {
+    let (dir, path) = dir_and_path();
+    let foreign = dir.path().join("foreign.sqlite");
+    Connection::open(&foreign)
+        .unwrap()
+        .execute_batch("CREATE TABLE mine (x)")
+        .unwrap();
+    open(&path, 0).close().unwrap();
+    let newer = dir.path().join("newer.sqlite");
+    std::fs::copy(&path, &newer).unwrap();
+    Connection::open(&newer)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
+    std::fs::remove_file(dir.path().join("newer.sqlite-wal")).ok();
+    let text = dir.path().join("text.sqlite");
+    std::fs::write(&text, "not a database at all, but longer than its header").unwrap();
+    let short = dir.path().join("short.sqlite");
+    std::fs::write(&short, "SQLite").unwrap();
+    let emptied = dir.path().join("emptied.sqlite");
+    std::fs::write(&emptied, "").unwrap();
+    std::fs::write(dir.path().join("emptied.sqlite-wal"), "blocks").unwrap();
+    for (file, word) in [
+        (&foreign, "not one of dfs"),
+        (&newer, "newer dfs"),
+        (&text, "does not begin like"),
+        (&short, "cut short"),
+        (&emptied, "its log"),
+    ] {
+        let before = std::fs::read(file).unwrap();
+        let error = SqliteStore::open(file, StoreOptions::default()).unwrap_err();
+        assert!(matches!(error, StoreError::Unusable { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(
+            text.contains(word) && text.contains(file.to_str().unwrap()),
+            "{text}"
+        );
+        if word != "newer dfs" && word != "not one of dfs" {
+            assert_eq!(std::fs::read(file).unwrap(), before);
+        }
+    }
+    assert_eq!(
+        std::fs::read(dir.path().join("emptied.sqlite-wal")).unwrap(),
+        b"blocks"
+    );
+}
+
+#[test]
+fn a_damaged_block_is_never_returned_and_a_put_heals_it() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    let (bad, good) = (block(1, 100_000), block(2, 100_000));
+    let id = BlockId::of(&bad);
+    store
+        .put(vec![put(&bad, PutKind::Dirty), put(&good, PutKind::Dirty)])
+        .unwrap();
+    store.tidy().unwrap();
+    Connection::open(&path)
+        .unwrap()
+        .execute(
+            "UPDATE data SET bytes = zeroblob(length(bytes)) WHERE n = (SELECT data FROM block WHERE id = ?1)",
+            [&id.as_bytes()[..]],
+        )
+        .unwrap();
+    assert!(matches!(store.get(&id), Err(StoreError::Damaged(found)) if found == id));
+    assert_eq!(store.get(&BlockId::of(&good)).unwrap(), Some(good));
+    store.put(vec![put(&bad, PutKind::Cached)]).unwrap();
+    assert_eq!(store.get(&id).unwrap(), Some(bad));
+    let stats = store.stats().unwrap();
+    assert_eq!(
+        (stats.blocks, stats.bytes, stats.dirty_bytes),
+        (2, 200_000, 200_000)
+    );
+    store.close().unwrap();
+    let (blocks, bytes, dirty, _) = counted(&path);
+    assert_eq!((blocks, bytes, dirty), (2, 200_000, 200_000));
+}
