@@ -1,0 +1,38 @@
+//! What the acceptance tests stand on: real programs run with a bound, volumes in temporary folders, namespaces that play computers.
+//!
+//! Everything made here is taken away when its value is dropped, also after a failed test. Processes are ended by their own id only.
+
+pub mod command;
+pub mod namespaces;
+pub mod tree;
+pub mod volume;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for something that ought to happen at once, on a machine that may be busy.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Asks `done` until it answers yes. Panics with `what` when it has not within `bound`.
+#[track_caller]
+pub fn wait_for(what: &str, bound: Duration, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < bound, "{what}: not within {bound:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Bytes that no compressor makes smaller, the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    let mut reader = blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof();
+    reader.fill(&mut out);
+    out
+}
+
+/// Whether this run is `tests/run --long`: full sizes instead of those that fit CI.
+pub fn long() -> bool {
+    std::env::var("NEXTEST_PROFILE").is_ok_and(|profile| profile == "long")
+}

@@ -1,0 +1,72 @@
+//! Two computers and the cable between them: network namespaces joined by a pair of virtual interfaces.
+//!
+//! Names carry the test's process id and a counter, so that runs beside each other never meet.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::command::Cmd;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Namespaces `a` (10.77.0.1) and `b` (10.77.0.2), each with one interface `eth0` to the other.
+pub struct Cable {
+    names: [String; 2],
+}
+
+/// One end of a cable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    A,
+    B,
+}
+
+impl Cable {
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = |end| format!("dfs-test-{}-{number}-{end}", std::process::id());
+        let cable = Self {
+            names: [name("a"), name("b")],
+        };
+        let [a, b] = &cable.names;
+        for name in [a, b] {
+            Cmd::new("ip").args(["netns", "add", name]).ok();
+            Cmd::new("ip").args(["-n", name, "link", "set", "lo", "up"]).ok();
+        }
+        Cmd::new("ip")
+            .args(["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b])
+            .ok();
+        for (name, address) in [(a, "10.77.0.1/24"), (b, "10.77.0.2/24")] {
+            Cmd::new("ip").args(["-n", name, "address", "add", address, "dev", "eth0"]).ok();
+            Cmd::new("ip").args(["-n", name, "link", "set", "eth0", "up"]).ok();
+        }
+        cable
+    }
+
+    /// The file that stands for the namespace.
+    pub fn path(&self, end: End) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.names[end as usize])
+    }
+
+    /// Bytes that an end has received since the cable was laid.
+    pub fn received(&self, end: End) -> u64 {
+        let name = &self.names[end as usize];
+        let json = Cmd::new("ip").args(["-n", name, "-s", "-j", "link", "show", "eth0"]).ok();
+        let links: serde_json::Value = serde_json::from_str(&json).unwrap();
+        links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
+    }
+
+    /// Pulls the plug, or puts it in again.
+    pub fn plug(&self, connected: bool) {
+        let state = if connected { "up" } else { "down" };
+        Cmd::new("ip").args(["-n", &self.names[0], "link", "set", "eth0", state]).ok();
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for name in &self.names {
+            Cmd::new("ip").args(["netns", "del", name]).run();
+        }
+    }
+}
