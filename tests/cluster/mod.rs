@@ -29,7 +29,9 @@ fn second(cable: &Cable) -> TestVolume {
 fn ticket<const N: usize>(a: &TestVolume, more: [&str; N]) -> String {
     let said = a.dfs(["invite"]).arg(a.folder()).args(more).ok();
     let ticket = said.split_whitespace().find(|word| word.starts_with("dfs1"));
-    ticket.unwrap_or_else(|| panic!("no ticket in: {said}")).to_owned()
+    ticket
+        .unwrap_or_else(|| panic!("no ticket in: {said}"))
+        .to_owned()
 }
 
 /// `dfs join` on `b`, not judged.

@@ -29,7 +29,10 @@ fn b_reads_the_files_of_a_and_again_without_traffic_and_without_a() {
     assert!(fs::read(b.at("large")).unwrap() == large);
     assert!(fs::read(b.at("medium")).unwrap() == medium);
     let moved = cable.received(End::B) - before;
-    assert!(moved > 48 << 20, "only {moved} bytes came: read from somewhere else?");
+    assert!(
+        moved > 48 << 20,
+        "only {moved} bytes came: read from somewhere else?"
+    );
     assert!(moved < 60 << 20, "{moved} bytes came for 49 MiB");
 
     // Past the kernel's page cache, from B's own store.
@@ -46,10 +49,17 @@ fn b_reads_the_files_of_a_and_again_without_traffic_and_without_a() {
     let error = fs::read(b.at("never-read")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
     assert!(start.elapsed() < IN_TIME, "the error took {:?}", start.elapsed());
-    assert!(b.log().contains("never-read"), "the log names the file: {}", b.log());
+    assert!(
+        b.log().contains("never-read"),
+        "the log names the file: {}",
+        b.log()
+    );
 
     a.mount();
-    assert!(fs::read(b.at("never-read")).unwrap() == noise(23, 2 << 20), "A is back");
+    assert!(
+        fs::read(b.at("never-read")).unwrap() == noise(23, 2 << 20),
+        "A is back"
+    );
 }
 
 #[test]
@@ -79,11 +89,19 @@ fn a_whole_tree_is_read_by_the_other_computer() {
     let (cable, a) = first();
     let source = a.place().join("source");
     tree::real_tree(&source, 1_000);
-    crate::harness::command::Cmd::new("cp").arg("-a").arg(&source).arg(a.at("tree")).ok();
+    crate::harness::command::Cmd::new("cp")
+        .arg("-a")
+        .arg(&source)
+        .arg(a.at("tree"))
+        .ok();
     let mut b = second(&cable);
     join(&mut b, &ticket(&a, ["--role", "reader"]));
     let manifests = a.folder().join("tree");
-    crate::harness::command::Cmd::new("cp").arg("-a").arg(manifests).arg(b.folder()).ok();
+    crate::harness::command::Cmd::new("cp")
+        .arg("-a")
+        .arg(manifests)
+        .arg(b.folder())
+        .ok();
     tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&b.at("tree")));
     tree::assert_absent(tree::CANARY, b.state());
 }
@@ -96,14 +114,43 @@ fn a_writer_writes_and_a_reader_does_not() {
     let content = noise(25, 2 << 20);
     fs::write(writer.at("from-b"), &content).unwrap();
     carry(&writer, &a, &["from-b"]);
-    assert!(fs::read(a.at("from-b")).unwrap() == content, "A reads what B wrote");
+    assert!(
+        fs::read(a.at("from-b")).unwrap() == content,
+        "A reads what B wrote"
+    );
     writer.unmount();
 
     let mut reader = second(&cable);
     join(&mut reader, &ticket(&a, ["--role", "reader"]));
     let refused = fs::write(reader.at("mine"), b"x").unwrap_err();
-    let denied = [std::io::ErrorKind::ReadOnlyFilesystem, std::io::ErrorKind::PermissionDenied];
+    let denied = [
+        std::io::ErrorKind::ReadOnlyFilesystem,
+        std::io::ErrorKind::PermissionDenied,
+    ];
     assert!(denied.contains(&refused.kind()), "{refused}");
+}
+
+#[test]
+fn a_node_without_a_mount_serves_too() {
+    let (cable, mut a) = first();
+    let content = noise(26, 2 << 20);
+    fs::write(a.at("file"), &content).unwrap();
+    let mut b = second(&cable);
+    join(&mut b, &ticket(&a, ["--role", "reader"]));
+    carry(&a, &b, &["file"]);
+    a.unmount();
+    let mut server = a.dfs(["serve"]).arg(a.folder()).start();
+    crate::harness::wait_for("the node without a mount is up", crate::harness::SOON, || {
+        a.dfs(["status"]).arg(a.folder()).run().succeeded()
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let found = loop {
+        match fs::read(b.at("file")) {
+            Ok(found) => break found,
+            Err(e) => assert!(Instant::now() < deadline, "{e}; the node said {}", server.said()),
+        }
+    };
+    assert!(found == content);
 }
 
 #[test]

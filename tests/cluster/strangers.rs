@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use super::{carry, first, join, second, ticket, try_join};
@@ -45,7 +46,10 @@ fn an_altered_ticket_is_refused() {
         altered[at] = if altered[at] == b'a' { b'b' } else { b'a' };
         let refused = try_join(&b, &String::from_utf8(altered).unwrap());
         assert!(refused.code() > 0, "altered at {at}: {refused}");
-        assert!(!refused.said().contains(&good[8..]), "a ticket is never repeated: {refused}");
+        assert!(
+            !refused.said().contains(&good[8..]),
+            "a ticket is never repeated: {refused}"
+        );
     }
 }
 
@@ -112,14 +116,16 @@ done 2>/dev/null || true
 #[test]
 fn the_control_socket_is_closed_to_other_users() {
     let volume = TestVolume::mounted();
-    let found = Cmd::new("find").args(["/run/dfs", "-type", "s"]).ok();
-    let id = volume.status()["volume"].as_str().unwrap().to_owned();
-    let socket = found.lines().find(|line| line.contains(&id[..8]));
-    let socket = socket.unwrap_or_else(|| panic!("no socket of volume {id} among {found}"));
+    let socket = dfs::control::socket_path(Path::new("/run/dfs"), volume.state());
+    assert!(socket.exists(), "{}", socket.display());
     let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])";
     let nobody = ["--reuid=54017", "--regid=54017", "--clear-groups"];
-    Cmd::new("setpriv").args(nobody).args(["python3", "-c", script, socket]).fails();
-    let mut own = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    Cmd::new("setpriv")
+        .args(nobody)
+        .args(["python3", "-c", script])
+        .arg(&socket)
+        .fails();
+    let mut own = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     own.set_read_timeout(Some(SOON)).unwrap();
     own.write_all(b"this is no request\n").unwrap();
     let mut answer = String::new();
@@ -128,16 +134,29 @@ fn the_control_socket_is_closed_to_other_users() {
 }
 
 fn can_serve(volume: &TestVolume) -> bool {
-    volume.dfs(["status", "--json"]).arg(volume.folder()).run().succeeded()
+    volume
+        .dfs(["status", "--json"])
+        .arg(volume.folder())
+        .run()
+        .succeeded()
 }
 
 fn tells_of_a_stranger(a: &TestVolume) -> bool {
     let log = a.log();
     log.lines().any(|line| {
         ["WARN", "INFO"].iter().any(|level| line.contains(level))
-            && ["certificate", "group", "member", "stranger"].iter().any(|word| line.contains(word))
-            && ["refused", "dropped", "denied", "without", "not a member", "rejected"]
+            && ["certificate", "group", "member", "stranger"]
                 .iter()
                 .any(|word| line.contains(word))
+            && [
+                "refused",
+                "dropped",
+                "denied",
+                "without",
+                "not a member",
+                "rejected",
+            ]
+            .iter()
+            .any(|word| line.contains(word))
     })
 }

@@ -10,7 +10,10 @@ use crate::harness::{SOON, noise, wait_for};
 
 #[test]
 fn a_full_disk_under_the_state() {
-    let place = tempfile::Builder::new().prefix("dfs-test-disk-").tempdir().unwrap();
+    let place = tempfile::Builder::new()
+        .prefix("dfs-test-disk-")
+        .tempdir()
+        .unwrap();
     let disk = Disk::new(place.path(), "state-disk", "ext4", 96);
     let mut volume = TestVolume::empty().moved(None, Some(&disk.at.join("state")));
     volume.init();
@@ -21,7 +24,10 @@ fn a_full_disk_under_the_state() {
 
 #[test]
 fn a_full_disk_under_the_folder() {
-    let place = tempfile::Builder::new().prefix("dfs-test-disk-").tempdir().unwrap();
+    let place = tempfile::Builder::new()
+        .prefix("dfs-test-disk-")
+        .tempdir()
+        .unwrap();
     let disk = Disk::new(place.path(), "folder-disk", "ext4", 8);
     let folder = disk.at.join("folder");
     fs::create_dir(&folder).unwrap();
@@ -34,7 +40,9 @@ fn a_full_disk_under_the_folder() {
 
 /// Fills the disk with a ballast file but for little, then writes files of `len` bytes until one fails.
 fn fill_and_go_on(volume: &mut TestVolume, disk: &Path, len: usize, most: u64) {
-    let acknowledged = (0..8_u64).map(|n| (format!("before-{n}"), noise(n, len))).collect::<Vec<_>>();
+    let acknowledged = (0..8_u64)
+        .map(|n| (format!("before-{n}"), noise(n, len)))
+        .collect::<Vec<_>>();
     for (name, content) in &acknowledged {
         write_durably(&volume.at(name), content).unwrap();
     }
@@ -61,7 +69,10 @@ fn fill_and_go_on(volume: &mut TestVolume, disk: &Path, len: usize, most: u64) {
     let failure = failure.expect("the disk never got full");
     assert_eq!(failure.kind(), ErrorKind::StorageFull, "{failure}");
     for (name, content) in acknowledged.iter().chain(&kept) {
-        assert!(&fs::read(volume.at(name)).unwrap() == content, "{name} while the disk is full");
+        assert!(
+            &fs::read(volume.at(name)).unwrap() == content,
+            "{name} while the disk is full"
+        );
     }
 
     fs::remove_file(&ballast).unwrap();
@@ -72,7 +83,10 @@ fn fill_and_go_on(volume: &mut TestVolume, disk: &Path, len: usize, most: u64) {
     volume.remount();
     let expected = acknowledged.iter().chain(&kept);
     for (name, content) in expected.chain([&("after".to_owned(), after)]) {
-        assert!(&fs::read(volume.at(name)).unwrap() == content, "{name} after the remount");
+        assert!(
+            &fs::read(volume.at(name)).unwrap() == content,
+            "{name} after the remount"
+        );
     }
 }
 

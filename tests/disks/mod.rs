@@ -26,7 +26,10 @@ impl Disk {
     /// Drops everything that was not synced, as a power cut would, and mounts the disk again.
     fn cut_power(&self) {
         let source = Cmd::new("findmnt").args(["-no", "SOURCE"]).arg(&self.at).ok();
-        Cmd::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.at).ok();
+        Cmd::new("xfs_io")
+            .args(["-x", "-c", "shutdown"])
+            .arg(&self.at)
+            .ok();
         // The loop device outlives the umount only while something holds it.
         let device = source.trim();
         let held = std::fs::File::open(device).unwrap();

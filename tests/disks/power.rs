@@ -9,7 +9,10 @@ use crate::harness::volume::{ALONE, TestVolume};
 
 #[test]
 fn what_was_synced_survives_and_the_rest_is_whole_or_old() {
-    let place = tempfile::Builder::new().prefix("dfs-test-disk-").tempdir().unwrap();
+    let place = tempfile::Builder::new()
+        .prefix("dfs-test-disk-")
+        .tempdir()
+        .unwrap();
     let folder_disk = Disk::new(place.path(), "folder-disk", "xfs", 320);
     let state_disk = Disk::new(place.path(), "state-disk", "xfs", 320);
     let folder = folder_disk.at.join("folder");
@@ -33,8 +36,15 @@ fn what_was_synced_survives_and_the_rest_is_whole_or_old() {
         }
         volume.kill();
         // In either order: the two disks need not lose the same moment.
-        let disks = if round % 2 == 0 { [&folder_disk, &state_disk] } else { [&state_disk, &folder_disk] };
-        crate::harness::command::Cmd::new("umount").args(["-l"]).arg(volume.mountpoint()).ok();
+        let disks = if round % 2 == 0 {
+            [&folder_disk, &state_disk]
+        } else {
+            [&state_disk, &folder_disk]
+        };
+        crate::harness::command::Cmd::new("umount")
+            .args(["-l"])
+            .arg(volume.mountpoint())
+            .ok();
         for disk in disks {
             disk.cut_power();
         }
@@ -44,7 +54,11 @@ fn what_was_synced_survives_and_the_rest_is_whole_or_old() {
             let found = fs::read(volume.at("unsynced")).unwrap();
             let earlier = (0..=round).flat_map(|r| (0..5).map(move |n| noise(100 + 10 * r + n, 300_000)));
             let is_version = found.is_empty() || earlier.into_iter().any(|version| version == found);
-            assert!(is_version, "round {round}: {} bytes that are no version", found.len());
+            assert!(
+                is_version,
+                "round {round}: {} bytes that are no version",
+                found.len()
+            );
         }
         volume.unmount();
     }

@@ -107,7 +107,11 @@ impl Cmd {
             out: contents(&mut out),
             err: contents(&mut err),
         };
-        assert!(ran.status.is_some(), "did not end within {:?}: {ran}", self.within);
+        assert!(
+            ran.status.is_some(),
+            "did not end within {:?}: {ran}",
+            self.within
+        );
         ran
     }
 
@@ -174,14 +178,19 @@ impl Ran {
 
 impl std::fmt::Display for Ran {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { line, status, out, err } = self;
+        let Self {
+            line,
+            status,
+            out,
+            err,
+        } = self;
         write!(f, "{line}\n  {status:?}\n  stdout: {out}\n  stderr: {err}")
     }
 }
 
 /// A program that runs beside the test.
 pub struct Running {
-    pub child: Child,
+    child: Child,
     out: File,
     err: File,
 }

@@ -25,9 +25,7 @@ pub fn wait_for(what: &str, bound: Duration, mut done: impl FnMut() -> bool) {
 /// Bytes that no compressor makes smaller, the same for the same seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
-    let mut reader = blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof();
+    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     reader.fill(&mut out);
     out
 }

@@ -34,11 +34,17 @@ impl Cable {
             Cmd::new("ip").args(["-n", name, "link", "set", "lo", "up"]).ok();
         }
         Cmd::new("ip")
-            .args(["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b])
+            .args([
+                "-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b,
+            ])
             .ok();
         for (name, address) in [(a, "10.77.0.1/24"), (b, "10.77.0.2/24")] {
-            Cmd::new("ip").args(["-n", name, "address", "add", address, "dev", "eth0"]).ok();
-            Cmd::new("ip").args(["-n", name, "link", "set", "eth0", "up"]).ok();
+            Cmd::new("ip")
+                .args(["-n", name, "address", "add", address, "dev", "eth0"])
+                .ok();
+            Cmd::new("ip")
+                .args(["-n", name, "link", "set", "eth0", "up"])
+                .ok();
         }
         cable
     }
@@ -51,7 +57,9 @@ impl Cable {
     /// Bytes that an end has received since the cable was laid.
     pub fn received(&self, end: End) -> u64 {
         let name = &self.names[end as usize];
-        let json = Cmd::new("ip").args(["-n", name, "-s", "-j", "link", "show", "eth0"]).ok();
+        let json = Cmd::new("ip")
+            .args(["-n", name, "-s", "-j", "link", "show", "eth0"])
+            .ok();
         let links: serde_json::Value = serde_json::from_str(&json).unwrap();
         links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
     }
@@ -59,7 +67,9 @@ impl Cable {
     /// Pulls the plug, or puts it in again.
     pub fn plug(&self, connected: bool) {
         let state = if connected { "up" } else { "down" };
-        Cmd::new("ip").args(["-n", &self.names[0], "link", "set", "eth0", state]).ok();
+        Cmd::new("ip")
+            .args(["-n", &self.names[0], "link", "set", "eth0", state])
+            .ok();
     }
 }
 

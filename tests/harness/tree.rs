@@ -51,8 +51,17 @@ pub fn assert_same(expected: &BTreeMap<PathBuf, Entry>, found: &BTreeMap<PathBuf
     }
     let extra = found.keys().filter(|path| !expected.contains_key(*path));
     differences.extend(extra.map(|path| format!("{} is too many", path.display())));
-    let shown = differences.iter().take(10).cloned().collect::<Vec<_>>().join("\n");
-    assert!(differences.is_empty(), "{} differences:\n{shown}", differences.len());
+    let shown = differences
+        .iter()
+        .take(10)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{shown}",
+        differences.len()
+    );
 }
 
 /// At least `files` real source files below `target` when the cargo registry has them, made ones otherwise.
@@ -75,7 +84,11 @@ pub fn real_tree(target: &Path, files: usize) {
     for number in count..files {
         let folder = target.join(format!("made/{}", number % 97));
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join(format!("{number}.txt")), noise(number as u64, number % 9000)).unwrap();
+        fs::write(
+            folder.join(format!("{number}.txt")),
+            noise(number as u64, number % 9000),
+        )
+        .unwrap();
     }
     fs::write(target.join("canary.txt"), CANARY).unwrap();
     fs::write(target.join("canaries.txt"), format!("{CANARY}\n").repeat(30_000)).unwrap();
@@ -96,7 +109,10 @@ pub fn odd_tree(target: &Path) {
     fs::write(at("ünïcode – 名前"), b"name").unwrap();
     fs::write(target.join(OsStr::from_bytes(b"not-utf8-\xff\xfe")), b"bytes").unwrap();
     fs::write(at("line\nbreak"), b"line").unwrap();
-    for (number, len) in [4095, 4096, 4097, 65_535, 262_144, 1 << 20, (3 << 20) + 1].iter().enumerate() {
+    for (number, len) in [4095, 4096, 4097, 65_535, 262_144, 1 << 20, (3 << 20) + 1]
+        .iter()
+        .enumerate()
+    {
         fs::write(at(&format!("size-{len}")), noise(number as u64, *len)).unwrap();
     }
     let sparse = fs::File::create(at("sparse")).unwrap();
@@ -113,9 +129,18 @@ pub fn odd_tree(target: &Path) {
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(at("size-65535"), "user.note", b"kept\0with", flags).unwrap();
     rustix::fs::setxattr(at("deep"), "user.note", b"of a folder", flags).unwrap();
-    Cmd::new("setfacl").args(["-m", "u:nobody:r"]).arg(at("size-262144")).ok();
-    Cmd::new("touch").args(["-d", "1969-12-31 23:59:58.25 UTC"]).arg(at("size-4095")).ok();
-    Cmd::new("touch").args(["-h", "-d", "2001-02-03 04:05:06.789123456 UTC"]).arg(at("link")).ok();
+    Cmd::new("setfacl")
+        .args(["-m", "u:nobody:r"])
+        .arg(at("size-262144"))
+        .ok();
+    Cmd::new("touch")
+        .args(["-d", "1969-12-31 23:59:58.25 UTC"])
+        .arg(at("size-4095"))
+        .ok();
+    Cmd::new("touch")
+        .args(["-h", "-d", "2001-02-03 04:05:06.789123456 UTC"])
+        .arg(at("link"))
+        .ok();
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(at("size-1048576"), Some(12_345), Some(54_321)).unwrap();
     }
@@ -133,7 +158,12 @@ pub fn assert_only_manifests(folder: &Path) {
             path.display()
         );
         if meta.is_file() && !is_marker {
-            assert!(meta.len() <= 8 << 10, "{} has {} bytes", path.display(), meta.len());
+            assert!(
+                meta.len() <= 8 << 10,
+                "{} has {} bytes",
+                path.display(),
+                meta.len()
+            );
         }
     });
 }
@@ -141,7 +171,10 @@ pub fn assert_only_manifests(folder: &Path) {
 /// Panics when `text` is found in any file below `root`.
 #[track_caller]
 pub fn assert_absent(text: &str, root: &Path) {
-    let ran = Cmd::new("grep").args(["-r", "-l", "-a", "-F", "-e", text]).arg(root).run();
+    let ran = Cmd::new("grep")
+        .args(["-r", "-l", "-a", "-F", "-e", text])
+        .arg(root)
+        .run();
     assert_eq!(ran.code(), 1, "plaintext was found: {ran}");
 }
 
@@ -160,7 +193,9 @@ pub fn visit(root: &Path, with: &mut impl FnMut(&Path, &fs::Metadata)) {
 pub fn hash(path: &Path) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let file = fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    hasher.update_reader(file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    hasher
+        .update_reader(file)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     hasher.finalize()
 }
 
@@ -174,7 +209,10 @@ fn registry() -> Vec<PathBuf> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let sources = home.map(|home| home.join("registry/src"));
-    sources.filter(|path| path.is_dir()).map(|path| list(&path)).unwrap_or_default()
+    sources
+        .filter(|path| path.is_dir())
+        .map(|path| list(&path))
+        .unwrap_or_default()
 }
 
 fn entry(path: &Path, meta: &fs::Metadata) -> Entry {
@@ -196,7 +234,11 @@ fn entry(path: &Path, meta: &fs::Metadata) -> Entry {
         mtime: (!kind.is_dir()).then_some(mtime),
         links: (!kind.is_dir()).then_some(meta.nlink()),
         content,
-        xattrs: if kind.is_symlink() { BTreeMap::new() } else { xattrs(path) },
+        xattrs: if kind.is_symlink() {
+            BTreeMap::new()
+        } else {
+            xattrs(path)
+        },
     }
 }
 

@@ -86,7 +86,11 @@ impl TestVolume {
     /// `dfs init`.
     #[track_caller]
     pub fn init(&mut self) {
-        let command = self.dfs(["init"]).arg(&self.folder).arg("--state").arg(&self.state);
+        let command = self
+            .dfs(["init"])
+            .arg(&self.folder)
+            .arg("--state")
+            .arg(&self.state);
         self.printed = command.ok();
     }
 
@@ -213,7 +217,9 @@ impl TestVolume {
     }
 
     fn daemon(&self) -> Option<Pid> {
-        let pid = self.status()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        let pid = self.status()["pid"]
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok());
         pid.and_then(Pid::from_raw)
     }
 }
@@ -236,6 +242,9 @@ impl Drop for TestVolume {
 fn is_alive(pid: Option<Pid>) -> bool {
     let Some(pid) = pid else { return false };
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    let is_corpse = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    let is_corpse = stat
+        .rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'));
     test_kill_process(pid).is_ok() && !is_corpse
 }

@@ -30,7 +30,10 @@ fn a_dead_mount_is_replaced() {
     fs::write(volume.at("a"), b"before").unwrap();
     volume.kill();
     let dead = fs::read_dir(volume.mountpoint()).unwrap_err();
-    assert_eq!(dead.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()));
+    assert_eq!(
+        dead.raw_os_error(),
+        Some(rustix::io::Errno::NOTCONN.raw_os_error())
+    );
     volume.mount();
     assert_eq!(fs::read(volume.at("a")).unwrap(), b"before");
     volume.unmount();
@@ -49,7 +52,10 @@ fn a_file_killed_while_being_rewritten_is_one_of_its_versions() {
         volume.mount();
         let found = version_of(&volume.at("file"));
         let versions = [Some(closed), Some(closed + 1)];
-        assert!(versions.contains(&found), "round {round}: {found:?} after {closed} closed versions");
+        assert!(
+            versions.contains(&found),
+            "round {round}: {found:?} after {closed} closed versions"
+        );
     }
 }
 
@@ -73,7 +79,9 @@ fn programs_that_wait_for_a_dead_daemon_get_an_error() {
     let writer = std::thread::spawn(move || rewrite_until_it_fails(&path));
     std::thread::sleep(Duration::from_millis(200));
     volume.kill();
-    wait_for("the writer is told", Duration::from_secs(10), || writer.is_finished());
+    wait_for("the writer is told", Duration::from_secs(10), || {
+        writer.is_finished()
+    });
 }
 
 /// Writes version after version, each whole, until the mount is dead. Returns the last one that was closed.
@@ -102,6 +110,10 @@ fn version_of(path: &Path) -> Option<u64> {
     };
     let version = u64::from_le_bytes(content[..8].try_into().unwrap());
     let len = 1 + (version as usize * 7919) % (600 << 10);
-    assert!(content[8..] == noise(version, len), "{} is not whole", path.display());
+    assert!(
+        content[8..] == noise(version, len),
+        "{} is not whole",
+        path.display()
+    );
     Some(version)
 }

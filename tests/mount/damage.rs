@@ -38,7 +38,10 @@ fn a_bit_of_a_manifest() {
         volume.mount();
         match fs::read(volume.at("victim")) {
             // Padding beyond a slot, or the slot that does not count.
-            Ok(found) => assert!(found == victim || found.is_empty(), "wrong bytes after a flip at {at}"),
+            Ok(found) => assert!(
+                found == victim || found.is_empty(),
+                "wrong bytes after a flip at {at}"
+            ),
             Err(e) => assert_eq!(e.raw_os_error(), Some(5), "{e} after a flip at {at}"),
         }
         assert!(fs::read(volume.at("other")).unwrap() == other);
@@ -56,7 +59,9 @@ fn a_damaged_newer_slot_gives_the_previous_version() {
     fs::write(volume.at("file"), b"the second version").unwrap();
     volume.unmount();
     let after = fs::read(volume.host("file")).unwrap();
-    let changed: Vec<usize> = (0..after.len()).filter(|&at| before.get(at) != Some(&after[at])).collect();
+    let changed: Vec<usize> = (0..after.len())
+        .filter(|&at| before.get(at) != Some(&after[at]))
+        .collect();
     let middle = changed[changed.len() / 2];
     flip(&volume.host("file"), middle as u64);
     volume.mount();
@@ -71,12 +76,21 @@ fn bits_of_stored_blocks() {
     let (mut volume, victim, other) = two_files();
     let store = volume.state().join("store.sqlite");
     // Every block of the victim is damaged inside its blob, so that the database itself stays sound.
-    let script = "UPDATE blocks SET bytes = CAST(substr(bytes, 1, 100) || x'00' || substr(bytes, 102) AS BLOB)";
-    let columns = Cmd::new("sqlite3").arg(&store).arg("SELECT sql FROM sqlite_master WHERE name = 'blocks'").ok();
+    let script =
+        "UPDATE blocks SET bytes = CAST(substr(bytes, 1, 100) || x'00' || substr(bytes, 102) AS BLOB)";
+    let columns = Cmd::new("sqlite3")
+        .arg(&store)
+        .arg("SELECT sql FROM sqlite_master WHERE name = 'blocks'")
+        .ok();
     let column = ["bytes", "data", "block", "body"].iter().find(|name| {
-        columns.split(|c: char| !c.is_alphanumeric()).any(|word| word == **name)
+        columns
+            .split(|c: char| !c.is_alphanumeric())
+            .any(|word| word == **name)
     });
-    let script = script.replace("bytes", column.unwrap_or_else(|| panic!("which column? {columns}")));
+    let script = script.replace(
+        "bytes",
+        column.unwrap_or_else(|| panic!("which column? {columns}")),
+    );
     Cmd::new("sqlite3").arg(&store).arg(&script).ok();
     volume.mount();
     for (name, content) in [("victim", &victim), ("other", &other)] {
@@ -136,7 +150,10 @@ fn a_bit_of_the_database_header() {
         if ran.succeeded() {
             volume.unmount();
         } else {
-            assert!(ran.code() > 0 && ran.err.contains("store.sqlite"), "flip at {at}: {ran}");
+            assert!(
+                ran.code() > 0 && ran.err.contains("store.sqlite"),
+                "flip at {at}: {ran}"
+            );
         }
         fs::write(&store, whole).unwrap();
     }
@@ -150,11 +167,18 @@ fn a_bit_of_each_key_file() {
     for entry in fs::read_dir(volume.state()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_file() && !["store.sqlite", "dfs.", "lock"].iter().any(|other| name.starts_with(other)) {
+        if path.is_file()
+            && !["store.sqlite", "dfs.", "lock"]
+                .iter()
+                .any(|other| name.starts_with(other))
+        {
             keys.push((name, path));
         }
     }
-    assert!(keys.iter().any(|(name, _)| name.contains("key")), "no key file among {keys:?}");
+    assert!(
+        keys.iter().any(|(name, _)| name.contains("key")),
+        "no key file among {keys:?}"
+    );
     for (name, path) in keys.iter().filter(|(name, _)| name.contains("key")) {
         let whole = fs::read(path).unwrap();
         for at in (0..whole.len()).step_by((whole.len() / 5).max(1)) {
@@ -171,7 +195,10 @@ fn a_bit_of_each_key_file() {
 #[test]
 fn a_cut_manifest_and_a_foreign_file() {
     let (mut volume, _, other) = two_files();
-    let file = fs::File::options().write(true).open(volume.host("victim")).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(volume.host("victim"))
+        .unwrap();
     file.set_len(100).unwrap();
     fs::write(volume.host("foreign"), b"hello, I am text").unwrap();
     volume.mount();
@@ -181,5 +208,8 @@ fn a_cut_manifest_and_a_foreign_file() {
     }
     assert!(fs::read(volume.at("other")).unwrap() == other);
     fs::remove_file(volume.at("foreign")).unwrap();
-    assert_eq!(fs::read(volume.at("foreign")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        fs::read(volume.at("foreign")).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }

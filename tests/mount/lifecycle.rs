@@ -15,7 +15,11 @@ fn a_second_mount_is_refused_and_says_why() {
     let mut volume = TestVolume::mounted();
     let elsewhere = volume.place().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
-    let refused = volume.own("mount-dfs").arg(volume.folder()).arg(&elsewhere).fails();
+    let refused = volume
+        .own("mount-dfs")
+        .arg(volume.folder())
+        .arg(&elsewhere)
+        .fails();
     assert_eq!(refused.code(), 32, "{refused}");
     let pid = volume.pid().unwrap().to_string();
     assert!(refused.err.contains(&pid), "should name process {pid}: {refused}");
@@ -78,8 +82,14 @@ fn fstab_options_are_accepted_and_unknown_ones_refused() {
     assert!(!volume.is_mounted());
     volume.mount_with(["-s", "-o", "rw,frobnicate"]);
     volume.unmount();
-    volume.mount_with(["-o", "rw,_netdev,nofail,noauto,user,x-systemd.automount,nosuid,nodev,noexec,noatime"]);
-    let line = Cmd::new("findmnt").args(["-no", "FSTYPE,OPTIONS"]).arg(volume.mountpoint()).ok();
+    volume.mount_with([
+        "-o",
+        "rw,_netdev,nofail,noauto,user,x-systemd.automount,nosuid,nodev,noexec,noatime",
+    ]);
+    let line = Cmd::new("findmnt")
+        .args(["-no", "FSTYPE,OPTIONS"])
+        .arg(volume.mountpoint())
+        .ok();
     for part in ["fuse.dfs", "nosuid", "nodev", "noexec", "noatime"] {
         assert!(line.contains(part), "{part} is missing: {line}");
     }
@@ -98,7 +108,11 @@ fn wrong_calls_have_the_exit_codes_of_mount() {
     let volume = TestVolume::new();
     assert_eq!(volume.own("mount-dfs").fails().code(), 1);
     let nowhere = volume.place().join("nowhere");
-    let refused = volume.own("mount-dfs").arg(&nowhere).arg(volume.mountpoint()).fails();
+    let refused = volume
+        .own("mount-dfs")
+        .arg(&nowhere)
+        .arg(volume.mountpoint())
+        .fails();
     assert!([1, 2, 32].contains(&refused.code()), "{refused}");
     assert!(refused.err.contains("nowhere"), "{refused}");
     let refused = volume.own("mount-dfs").arg(volume.folder()).arg(&nowhere).fails();
@@ -108,7 +122,11 @@ fn wrong_calls_have_the_exit_codes_of_mount() {
 #[test]
 fn a_folder_that_is_no_volume_is_refused_with_what_to_do() {
     let volume = TestVolume::empty();
-    let refused = volume.own("mount-dfs").arg(volume.folder()).arg(volume.mountpoint()).fails();
+    let refused = volume
+        .own("mount-dfs")
+        .arg(volume.folder())
+        .arg(volume.mountpoint())
+        .fails();
     assert!(refused.err.contains("dfs init"), "{refused}");
 }
 
@@ -117,7 +135,10 @@ fn statfs_and_inode_numbers_are_those_of_a_filesystem() {
     let mut volume = TestVolume::mounted();
     fs::write(volume.at("a"), noise(6, 100_000)).unwrap();
     fs::hard_link(volume.at("a"), volume.at("b")).unwrap();
-    let (a, b) = (fs::metadata(volume.at("a")).unwrap(), fs::metadata(volume.at("b")).unwrap());
+    let (a, b) = (
+        fs::metadata(volume.at("a")).unwrap(),
+        fs::metadata(volume.at("b")).unwrap(),
+    );
     assert_eq!((a.ino(), a.nlink()), (b.ino(), 2));
     assert!(a.blocks() * 512 >= 100_000 || a.blocks() > 0);
     let free = rustix::fs::statvfs(volume.mountpoint()).unwrap();
@@ -131,11 +152,21 @@ fn status_tells_who_serves_what() {
     let volume = TestVolume::mounted();
     let status = volume.status();
     assert_eq!(status["mountpoint"].as_str(), volume.mountpoint().to_str());
-    assert!(status["volume"].as_str().is_some_and(|id| id.len() == 32), "{status}");
-    assert!(status["device"].as_str().is_some_and(|id| id.len() == 64), "{status}");
+    assert!(
+        status["volume"].as_str().is_some_and(|id| id.len() == 32),
+        "{status}"
+    );
+    assert!(
+        status["device"].as_str().is_some_and(|id| id.len() == 64),
+        "{status}"
+    );
     let from_mount = volume.dfs(["status", "--json"]).arg(volume.mountpoint()).ok();
     assert!(from_mount.contains(status["volume"].as_str().unwrap()));
-    volume.dfs(["status"]).arg(volume.folder()).within(Duration::from_secs(10)).ok();
+    volume
+        .dfs(["status"])
+        .arg(volume.folder())
+        .within(Duration::from_secs(10))
+        .ok();
 }
 
 #[test]

@@ -27,7 +27,10 @@ fn the_words_bring_a_lost_volume_back() {
         command.arg("--state").arg(volume.state()).stdin(phrase)
     };
     let wrong = recover(&words.replacen(words.split(' ').next().unwrap(), "zoo", 1)).fails();
-    assert!(!wrong.said().contains(&words[10..]), "words are never repeated: {wrong}");
+    assert!(
+        !wrong.said().contains(&words[10..]),
+        "words are never repeated: {wrong}"
+    );
     recover(&format!("{words}\n")).ok();
     fs::copy(&store, volume.state().join("store.sqlite")).unwrap();
     volume.configure(ALONE);
@@ -54,24 +57,35 @@ fn init_refuses_a_folder_that_is_a_volume_already() {
     let volume = TestVolume::new();
     let marker = fs::read(volume.folder().join(".dfs")).unwrap();
     let other = volume.place().join("other-state");
-    volume.dfs(["init"]).arg(volume.folder()).arg("--state").arg(&other).fails();
+    volume
+        .dfs(["init"])
+        .arg(volume.folder())
+        .arg("--state")
+        .arg(&other)
+        .fails();
     assert_eq!(fs::read(volume.folder().join(".dfs")).unwrap(), marker);
 }
 
 #[test]
 fn the_state_directory_is_for_its_owner_alone() {
     let mut volume = TestVolume::mounted();
-    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(volume.state()), 0o700);
     for entry in fs::read_dir(volume.state()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(mode(&path) & 0o077 == 0 || name.starts_with("dfs.toml"), "{name} is open to others");
+        assert!(
+            mode(&path) & 0o077 == 0 || name.starts_with("dfs.toml"),
+            "{name} is open to others"
+        );
     }
     volume.unmount();
     fs::set_permissions(volume.state(), fs::Permissions::from_mode(0o755)).unwrap();
     let refused = volume.try_mount([]);
-    assert!(refused.code() > 0 && refused.err.contains("chmod 700"), "{refused}");
+    assert!(
+        refused.code() > 0 && refused.err.contains("chmod 700"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -83,14 +97,24 @@ fn a_passphrase_locks_the_keys() {
     for path in [&right, &wrong] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     }
-    let command = volume.dfs(["init"]).arg(volume.folder()).arg("--state").arg(volume.state());
+    let command = volume
+        .dfs(["init"])
+        .arg(volume.folder())
+        .arg("--state")
+        .arg(volume.state());
     command.arg("--passphrase-file").arg(&right).ok();
     volume.configure(ALONE);
     let option = |path: &std::path::Path| format!("passphrase-file={}", path.display());
     let refused = volume.try_mount(["-o", &option(&wrong)]);
-    assert!(refused.code() > 0 && refused.err.contains("passphrase"), "{refused}");
+    assert!(
+        refused.code() > 0 && refused.err.contains("passphrase"),
+        "{refused}"
+    );
     let refused = volume.try_mount([]);
-    assert!(refused.code() > 0 && refused.err.contains("passphrase"), "{refused}");
+    assert!(
+        refused.code() > 0 && refused.err.contains("passphrase"),
+        "{refused}"
+    );
     volume.mount_with(["-o", &option(&right)]);
     fs::write(volume.at("a"), b"x").unwrap();
     volume.unmount();
@@ -107,5 +131,6 @@ fn words(printed: &str) -> String {
         let phrase = window.join(" ");
         bip39::Mnemonic::parse_in(language, phrase.as_str()).is_ok()
     });
-    run.unwrap_or_else(|| panic!("no recovery words in: {printed}")).join(" ")
+    run.unwrap_or_else(|| panic!("no recovery words in: {printed}"))
+        .join(" ")
 }

@@ -13,8 +13,18 @@ fn ten_thousand_files_come_back_after_a_remount() {
     let mut volume = TestVolume::mounted();
     let source = volume.place().join("source");
     tree::real_tree(&source, 10_000);
-    Cmd::new("cp").arg("-a").arg(&source).arg(volume.at("tree")).within(MINUTES).ok();
-    Cmd::new("diff").args(["-r", "--no-dereference"]).arg(&source).arg(volume.at("tree")).within(MINUTES).ok();
+    Cmd::new("cp")
+        .arg("-a")
+        .arg(&source)
+        .arg(volume.at("tree"))
+        .within(MINUTES)
+        .ok();
+    Cmd::new("diff")
+        .args(["-r", "--no-dereference"])
+        .arg(&source)
+        .arg(volume.at("tree"))
+        .within(MINUTES)
+        .ok();
     let expected = tree::snapshot(&source);
     assert!(expected.len() > 10_000);
     tree::assert_same(&expected, &tree::snapshot(&volume.at("tree")));
@@ -26,8 +36,18 @@ fn ten_thousand_files_come_back_after_a_remount() {
 
     volume.mount();
     tree::assert_same(&expected, &tree::snapshot(&volume.at("tree")));
-    Cmd::new("rm").arg("-rf").arg(volume.at("tree")).within(MINUTES).ok();
-    assert_eq!(fs::read_dir(volume.mountpoint()).unwrap().filter(|e| !is_virtual(e)).count(), 0);
+    Cmd::new("rm")
+        .arg("-rf")
+        .arg(volume.at("tree"))
+        .within(MINUTES)
+        .ok();
+    assert_eq!(
+        fs::read_dir(volume.mountpoint())
+            .unwrap()
+            .filter(|e| !is_virtual(e))
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -50,9 +70,16 @@ fn a_large_file_has_a_small_manifest() {
     let mut volume = TestVolume::mounted();
     let mib: u64 = if long() { 1024 } else { 256 };
     let source = volume.place().join("large");
-    Cmd::bash(&format!("head -c {mib}M /dev/urandom > \"$0\"")).arg(&source).ok();
+    Cmd::bash(&format!("head -c {mib}M /dev/urandom > \"$0\""))
+        .arg(&source)
+        .ok();
     let expected = tree::hash(&source);
-    Cmd::new("cp").arg("-a").arg(&source).arg(volume.at("large")).within(MINUTES).ok();
+    Cmd::new("cp")
+        .arg("-a")
+        .arg(&source)
+        .arg(volume.at("large"))
+        .within(MINUTES)
+        .ok();
     assert_eq!(tree::hash(&volume.at("large")), expected);
     volume.remount();
     assert_eq!(tree::hash(&volume.at("large")), expected);
@@ -84,7 +111,11 @@ fn equal_content_is_stored_once() {
     fs::write(volume.at("two"), &content).unwrap();
     volume.unmount();
     let store = fs::metadata(volume.state().join("store.sqlite")).unwrap();
-    assert!(store.blocks() * 512 < 24 << 20, "{} bytes for two equal files", store.blocks() * 512);
+    assert!(
+        store.blocks() * 512 < 24 << 20,
+        "{} bytes for two equal files",
+        store.blocks() * 512
+    );
 }
 
 #[test]
@@ -106,7 +137,12 @@ fn random_writes_are_what_a_plain_file_would_hold() {
     let mut volume = TestVolume::mounted();
     let (plain, ours) = (volume.place().join("plain"), volume.at("file"));
     for path in [&plain, &ours] {
-        let mut file = fs::File::options().create_new(true).read(true).write(true).open(path).unwrap();
+        let mut file = fs::File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
         scribble(&mut file);
     }
     assert_eq!(tree::hash(&plain), tree::hash(&ours));

@@ -11,7 +11,10 @@ const USER: u32 = 54_017;
 
 #[test]
 fn an_ordinary_user_mounts_his_own_folder() {
-    let home = tempfile::Builder::new().prefix("dfs-test-user-").tempdir().unwrap();
+    let home = tempfile::Builder::new()
+        .prefix("dfs-test-user-")
+        .tempdir()
+        .unwrap();
     let at = |name: &str| home.path().join(name);
     for name in ["dfs", "mount-dfs", "umount-dfs"] {
         fs::copy(own_path(name), at(name)).unwrap();
@@ -26,10 +29,22 @@ fn an_ordinary_user_mounts_his_own_folder() {
     let mut mounted = Unmount(at("files"), true);
 
     as_user(home.path(), "\"$HOME/dfs\" init \"$HOME/folder\"").ok();
-    let state = fs::read_dir(at("data/dfs")).unwrap().next().unwrap().unwrap().path();
+    let state = fs::read_dir(at("data/dfs"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     fs::write(state.join("dfs.toml"), crate::harness::volume::ALONE).unwrap();
-    as_user(home.path(), "\"$HOME/mount-dfs\" \"$HOME/folder\" \"$HOME/files\"").ok();
-    let shown = Cmd::new("findmnt").args(["-no", "FSTYPE,OPTIONS"]).arg(at("files")).ok();
+    as_user(
+        home.path(),
+        "\"$HOME/mount-dfs\" \"$HOME/folder\" \"$HOME/files\"",
+    )
+    .ok();
+    let shown = Cmd::new("findmnt")
+        .args(["-no", "FSTYPE,OPTIONS"])
+        .arg(at("files"))
+        .ok();
     assert!(shown.contains("fuse.dfs"), "{shown}");
     assert!(shown.contains(&format!("user_id={USER}")), "{shown}");
 
@@ -42,7 +57,11 @@ fn an_ordinary_user_mounts_his_own_folder() {
     assert!(!mounts().contains(at("files").to_str().unwrap()));
     assert!(at("folder/a.f").exists());
 
-    as_user(home.path(), "\"$HOME/mount-dfs\" \"$HOME/folder\" \"$HOME/files\"").ok();
+    as_user(
+        home.path(),
+        "\"$HOME/mount-dfs\" \"$HOME/folder\" \"$HOME/files\"",
+    )
+    .ok();
     as_user(home.path(), "fusermount3 -u \"$HOME/files\"").ok();
     mounted.1 = mounts().contains(at("files").to_str().unwrap());
     assert!(!mounted.1);
@@ -50,7 +69,11 @@ fn an_ordinary_user_mounts_his_own_folder() {
 
 fn as_user(home: &Path, script: &str) -> Cmd {
     Cmd::new("setpriv")
-        .args([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()])
+        .args([
+            format!("--reuid={USER}"),
+            format!("--regid={USER}"),
+            "--clear-groups".into(),
+        ])
         .args(["bash", "-euo", "pipefail", "-c", script])
         .dir(home)
         .env("HOME", home)

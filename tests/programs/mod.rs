@@ -34,7 +34,11 @@ git status --porcelain
 git worktree add -q ../second main
 "#;
     let said = Cmd::bash(script).dir(volume.mountpoint()).within(MINUTES).ok();
-    assert_eq!(said.lines().filter(|line| !line.starts_with("dangling")).count(), 0, "{said}");
+    assert_eq!(
+        said.lines().filter(|line| !line.starts_with("dangling")).count(),
+        0,
+        "{said}"
+    );
 }
 
 #[test]
@@ -47,7 +51,11 @@ fn sqlite_in_both_journal_modes() {
              INSERT INTO t SELECT i, hex(randomblob(40)) FROM n;
              DELETE FROM t WHERE a % 3 = 0; UPDATE t SET b = upper(b) WHERE a % 5 = 0; VACUUM;"
         );
-        let said = Cmd::new("sqlite3").arg(volume.at(name)).arg(&script).within(MINUTES).ok();
+        let said = Cmd::new("sqlite3")
+            .arg(volume.at(name))
+            .arg(&script)
+            .within(MINUTES)
+            .ok();
         assert_eq!(said.trim(), mode);
         let writer = format!(
             "for n in $(seq 25); do sqlite3 -cmd '.timeout 60000' {name} \"INSERT INTO t(b) VALUES('w')\"; done"
@@ -74,7 +82,10 @@ fn rsync_keeps_everything_and_has_nothing_to_do_the_second_time() {
     tree::odd_tree(&source.join("odd"));
     let rsync = || {
         let from = format!("{}/", source.display());
-        Cmd::new("rsync").args(["-aHAXi", &from]).arg(volume.at("copy")).within(MINUTES)
+        Cmd::new("rsync")
+            .args(["-aHAXi", &from])
+            .arg(volume.at("copy"))
+            .within(MINUTES)
     };
     rsync().ok();
     tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&volume.at("copy")));
@@ -83,7 +94,11 @@ fn rsync_keeps_everything_and_has_nothing_to_do_the_second_time() {
     assert_eq!(checked, "", "the checksums differ");
     let back = volume.place().join("back");
     let from = format!("{}/", volume.at("copy").display());
-    Cmd::new("rsync").args(["-aHAX", &from]).arg(&back).within(MINUTES).ok();
+    Cmd::new("rsync")
+        .args(["-aHAX", &from])
+        .arg(&back)
+        .within(MINUTES)
+        .ok();
     tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&back));
 }
 
@@ -100,7 +115,11 @@ mkdir "$MOUNT/unpacked"
 tar --xattrs --xattrs-include='user.*' --acls --same-owner -xpf "$MOUNT/packed.tar" -C "$MOUNT/unpacked"
 tar --compare -f "$MOUNT/packed.tar" -C "$MOUNT/unpacked"
 "#;
-    Cmd::bash(script).env("MOUNT", volume.mountpoint()).env("SOURCE", &source).within(MINUTES).ok();
+    Cmd::bash(script)
+        .env("MOUNT", volume.mountpoint())
+        .env("SOURCE", &source)
+        .within(MINUTES)
+        .ok();
     tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&volume.at("unpacked")));
 }
 
