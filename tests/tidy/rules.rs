@@ -172,9 +172,11 @@ pub fn unfinished_and_vague(files: &[Source]) -> Vec<String> {
             }
         }
         if file.is_shipped() {
+            let is_test = file.path.ends_with("/tests.rs") || file.path.contains("/tests/");
             bad.extend(
                 globs(&words)
                     .iter()
+                    .filter(|_| !is_test)
                     .map(|line| format!("{}:{line}: a glob import hides where names come from", file.path)),
             );
             let parts = file.path.trim_end_matches(".rs").split('/');
