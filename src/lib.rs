@@ -20,6 +20,7 @@
 pub mod base;
 pub mod control;
 pub mod folder;
+pub mod fuse;
 pub mod keys;
 pub mod object;
 pub mod seal;

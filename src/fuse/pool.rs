@@ -1,0 +1,243 @@
+//! Threads for operations that may wait: for the network, for a full write budget, for a sync of the disk. The threads that read from
+//! the kernel never wait, so that one file that cannot be had does not hold up the others.
+//!
+//! Grows by one thread whenever nobody is free, up to [`THREADS_MAX`]; a thread without work for [`IDLE`] ends. At most [`QUEUE_MAX`]
+//! jobs wait; whoever would add another waits until there is room, which every job's own bound guarantees. Called by `adapter`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Most threads: each may be one file waiting for the network. The kernel keeps at most as many requests in the background.
+const THREADS_MAX: usize = 64;
+/// Most jobs that wait for a thread.
+const QUEUE_MAX: usize = 1024;
+/// How long a thread stays without work.
+const IDLE: Duration = Duration::from_secs(10);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// A job was added, or no more will be.
+    work: Condvar,
+    /// A job was taken.
+    room: Condvar,
+    /// A thread ended.
+    ended: Condvar,
+    threads_max: usize,
+    idle: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    free: usize,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.shared.state.lock();
+        write!(
+            f,
+            "Pool({} threads, {} free, {} jobs)",
+            state.threads,
+            state.free,
+            state.jobs.len()
+        )
+    }
+}
+
+impl Pool {
+    pub(super) fn new() -> Self {
+        Self::with(THREADS_MAX, IDLE)
+    }
+
+    fn with(threads_max: usize, idle: Duration) -> Self {
+        let (work, room, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::default(),
+                work,
+                room,
+                ended,
+                threads_max,
+                idle,
+            }),
+        }
+    }
+
+    /// Runs `job` on a thread of the pool. Runs it here when the pool is closed, or when the system has no thread left to give.
+    pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
+        while state.jobs.len() >= QUEUE_MAX && !state.closed && state.threads > 0 {
+            shared.room.wait(&mut state);
+        }
+        let nobody_free = state.free <= state.jobs.len();
+        if !state.closed && nobody_free && state.threads < shared.threads_max {
+            self.spawn(&mut state);
+        }
+        if state.closed || state.threads == 0 {
+            drop(state);
+            job();
+            return;
+        }
+        state.jobs.push_back(Box::new(job));
+        drop(state);
+        shared.work.notify_one();
+    }
+
+    fn spawn(&self, state: &mut State) {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name("fuse-wait".into())
+            .spawn(move || shared.serve());
+        match thread {
+            Ok(_detached) => state.threads += 1,
+            Err(error) => tracing::warn!("no further thread for waiting operations: {error}"),
+        }
+    }
+
+    /// Lets the threads end once the jobs are done, and waits for that at most so long. False when some are still at work.
+    pub(super) fn close(&self, at_most: Duration) -> bool {
+        let deadline = Instant::now() + at_most;
+        let mut state = self.shared.state.lock();
+        state.closed = true;
+        self.shared.work.notify_all();
+        self.shared.room.notify_all();
+        while state.threads > 0 {
+            if self.shared.ended.wait_until(&mut state, deadline).timed_out() {
+                return state.threads == 0;
+            }
+        }
+        true
+    }
+}
+
+impl Shared {
+    fn serve(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                self.room.notify_one();
+                // The reply that the job held answers EIO when it is dropped.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+                    tracing::error!(
+                        "a fault in dfs: a filesystem operation failed without a reason; please report it"
+                    );
+                }
+                state = self.state.lock();
+                continue;
+            }
+            if state.closed {
+                break;
+            }
+            state.free += 1;
+            let timed_out = self.work.wait_for(&mut state, self.idle).timed_out();
+            state.free -= 1;
+            if timed_out && state.jobs.is_empty() {
+                break;
+            }
+        }
+        state.threads -= 1;
+        self.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn jobs_that_wait_do_not_hold_up_others() {
+        let pool = Pool::with(8, LONG);
+        let (release, waiting) = mpsc::channel::<()>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        pool.run({
+            let waiting = Arc::clone(&waiting);
+            move || waiting.lock().recv_timeout(LONG).unwrap()
+        });
+        let (done, finished) = mpsc::channel();
+        pool.run(move || done.send(()).unwrap());
+        finished
+            .recv_timeout(LONG)
+            .expect("the second job runs while the first waits");
+        release.send(()).unwrap();
+        assert!(pool.close(LONG));
+    }
+
+    #[test]
+    fn never_more_threads_than_allowed_and_every_job_runs() {
+        let pool = Pool::with(3, LONG);
+        let (running, most, done) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        for _ in 0..200 {
+            let (running, most, done) = (Arc::clone(&running), Arc::clone(&most), Arc::clone(&done));
+            pool.run(move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::yield_now();
+                running.fetch_sub(1, Ordering::SeqCst);
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        assert!(pool.close(LONG));
+        assert_eq!(done.load(Ordering::SeqCst), 200);
+        assert!((1..=3).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    #[test]
+    fn idle_threads_end_and_new_ones_come() {
+        let pool = Pool::with(4, Duration::from_millis(1));
+        for _ in 0..3 {
+            let (done, finished) = mpsc::channel();
+            pool.run(move || done.send(()).unwrap());
+            finished.recv_timeout(LONG).unwrap();
+            let mut state = pool.shared.state.lock();
+            while state.threads > 0 {
+                assert!(
+                    !pool.shared.ended.wait_for(&mut state, LONG).timed_out(),
+                    "the thread ends by itself"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_closed_pool_runs_jobs_at_once() {
+        let pool = Pool::with(4, LONG);
+        assert!(pool.close(LONG));
+        let (done, finished) = mpsc::channel();
+        pool.run(move || done.send(()).unwrap());
+        finished.try_recv().expect("done by the caller");
+    }
+
+    #[test]
+    fn a_panic_costs_one_job_only() {
+        let pool = Pool::with(1, LONG);
+        pool.run(|| panic!("a job failed (this message is expected)"));
+        let (done, finished) = mpsc::channel();
+        pool.run(move || done.send(()).unwrap());
+        finished.recv_timeout(LONG).expect("the thread lives on");
+        assert!(pool.close(LONG));
+    }
+}
