@@ -140,6 +140,7 @@ impl TestVolume {
     }
 
     /// `mount.dfs FOLDER MOUNTPOINT` with more arguments, not judged.
+    #[track_caller]
     pub fn try_mount<const N: usize>(&mut self, more: [&str; N]) -> Ran {
         let command = self.own("mount-dfs").arg(&self.folder).arg(&self.mountpoint);
         let ran = command.args(more).run();
@@ -203,6 +204,27 @@ impl TestVolume {
     /// The daemon's process id.
     pub fn pid(&self) -> Option<i32> {
         self.pid.map(|pid| pid.as_raw_nonzero().get())
+    }
+
+    /// The most memory that the daemon ever had resident, in bytes.
+    #[track_caller]
+    pub fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid().expect("a daemon runs"));
+        let status = fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Bytes of blocks in the store.
+    #[track_caller]
+    pub fn stored(&self) -> u64 {
+        let status = self.status();
+        status["store"]["bytes"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no store.bytes in {status}"))
     }
 
     /// Everything the daemon logged.

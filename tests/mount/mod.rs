@@ -5,5 +5,7 @@ mod damage;
 mod fstab;
 mod lifecycle;
 mod recovery;
+mod soak;
 mod trees;
 mod user;
+mod verbs;

@@ -104,7 +104,7 @@ fn a_passphrase_locks_the_keys() {
         .arg(volume.state());
     command.arg("--passphrase-file").arg(&right).ok();
     volume.configure(ALONE);
-    let option = |path: &std::path::Path| format!("passphrase-file={}", path.display());
+    let option = |path: &std::path::Path| format!("passphrase_file={}", path.display());
     let refused = volume.try_mount(["-o", &option(&wrong)]);
     assert!(
         refused.code() > 0 && refused.err.contains("passphrase"),

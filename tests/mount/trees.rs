@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::harness::command::Cmd;
 use crate::harness::tree::{self, CANARY};
-use crate::harness::volume::TestVolume;
+use crate::harness::volume::{ALONE, TestVolume};
 use crate::harness::{long, noise};
 
 #[test]
@@ -86,6 +86,41 @@ fn a_large_file_has_a_small_manifest() {
     assert_eq!(fs::metadata(volume.at("large")).unwrap().len(), mib << 20);
     let manifest = fs::metadata(volume.host("large")).unwrap().len();
     assert!(manifest <= 16 << 10, "its manifest has {manifest} bytes");
+}
+
+#[test]
+fn a_byte_in_front_stores_little_that_is_new() {
+    let mut volume = TestVolume::mounted();
+    let content = noise(41, 128 << 20);
+    fs::write(volume.at("before"), &content).unwrap();
+    volume.remount();
+    let before = volume.stored();
+    assert!(before >= 128 << 20, "{before} bytes for 128 MiB of noise");
+    fs::write(volume.at("after"), [b"!", content.as_slice()].concat()).unwrap();
+    volume.remount();
+    let grown = volume.stored() - before;
+    assert!(grown < 2 << 20, "{grown} new bytes for one byte in front");
+}
+
+#[test]
+fn a_large_file_needs_little_memory() {
+    let mut volume = TestVolume::new();
+    volume.configure(&format!("{ALONE}[volume]\nwrite_budget = \"32MiB\"\n"));
+    volume.mount();
+    let mib = if long() { 2048 } else { 384 };
+    let script = "for n in 1 2 3 4; do head -c \"${1}M\" /dev/urandom > \"$0/$n\" & done; wait; cat \"$0\"/? > /dev/null";
+    let quarter = (mib / 4).to_string();
+    Cmd::bash(script)
+        .arg(volume.mountpoint())
+        .arg(quarter)
+        .within(MINUTES)
+        .ok();
+    let peak = volume.peak_memory();
+    assert!(
+        peak < 320 << 20,
+        "{} MiB at most, after {mib} MiB written and read",
+        peak >> 20
+    );
 }
 
 #[test]
