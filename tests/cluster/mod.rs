@@ -6,7 +6,7 @@ mod strangers;
 use std::fs;
 use std::path::Path;
 
-use crate::harness::command::Ran;
+use crate::harness::command::{Cmd, Ran};
 use crate::harness::namespaces::{Cable, End};
 use crate::harness::volume::{ON_CABLE, TestVolume};
 
@@ -59,4 +59,25 @@ fn carry(from: &TestVolume, to: &TestVolume, names: &[&str]) {
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::copy(from, to).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+}
+
+#[test]
+fn the_cable_of_these_tests_counts_and_can_be_pulled() {
+    let cable = Cable::new();
+    let ping = |within: &str| {
+        let command = Cmd::within_namespace("bash", &cable.path(End::A));
+        command
+            .args([
+                "-c",
+                &format!("timeout {within} bash -c '</dev/tcp/10.77.0.2/9' 2>&1"),
+            ])
+            .run()
+    };
+    let before = cable.received(End::B);
+    ping("5");
+    assert!(cable.received(End::B) > before, "a packet was not counted");
+    cable.plug(false);
+    let before = cable.received(End::B);
+    ping("1");
+    assert_eq!(cable.received(End::B), before);
 }

@@ -63,3 +63,20 @@ fn what_was_synced_survives_and_the_rest_is_whole_or_old() {
         volume.unmount();
     }
 }
+
+#[test]
+fn the_power_cut_of_these_tests_loses_what_was_not_synced() {
+    let place = tempfile::Builder::new()
+        .prefix("dfs-test-disk-")
+        .tempdir()
+        .unwrap();
+    let disk = Disk::new(place.path(), "disk", "xfs", 320);
+    let mut synced = fs::File::create(disk.at.join("synced")).unwrap();
+    synced.write_all(b"kept").unwrap();
+    synced.sync_all().unwrap();
+    drop(synced);
+    fs::write(disk.at.join("unsynced"), b"lost").unwrap();
+    disk.cut_power();
+    assert_eq!(fs::read(disk.at.join("synced")).unwrap(), b"kept");
+    assert_ne!(fs::read(disk.at.join("unsynced")).unwrap_or_default(), b"lost");
+}
