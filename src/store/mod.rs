@@ -3,11 +3,15 @@
 pub mod api;
 #[cfg(test)]
 pub(crate) mod conformance;
+mod fault;
 mod memory;
 mod sqlite;
+mod tiered;
 
 pub use api::{
     BlockStore, CommitSeq, Fetch, FetchDone, FetchError, NoFetch, Put, PutKind, StoreError, StoreStats, Want,
 };
+pub use fault::{Fault, FaultStore, Op};
 pub use memory::MemoryStore;
 pub use sqlite::{SqliteStore, StoreOptions};
+pub use tiered::{ReadError, Tiered, TieredOptions};

@@ -1,0 +1,139 @@
+//! One block on its way, and everyone who waits for it.
+//!
+//! Invariant: a flight lands exactly once; bytes that reach a waiter were checked against the id, by one of those who use them and
+//! not by the thread that delivered them.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use crate::base::BlockId;
+use crate::store::{FetchError, StoreError};
+
+/// A block that came from elsewhere, checked at its first use.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    id: BlockId,
+    bytes: Bytes,
+    good: OnceLock<bool>,
+}
+
+impl Arrived {
+    /// Bytes that nobody has checked yet.
+    pub(super) fn unchecked(id: BlockId, bytes: Bytes) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            bytes,
+            good: OnceLock::new(),
+        })
+    }
+
+    /// Bytes that the store has checked.
+    pub(super) fn checked(id: BlockId, bytes: Bytes) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            bytes,
+            good: OnceLock::from(true),
+        })
+    }
+
+    pub(super) fn id(&self) -> &BlockId {
+        &self.id
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The block, unless the bytes are not it.
+    pub(super) fn bytes(&self) -> Option<&Bytes> {
+        let good = *self.good.get_or_init(|| self.id.matches(&self.bytes));
+        good.then_some(&self.bytes)
+    }
+}
+
+/// How a flight ended.
+#[derive(Debug, Clone)]
+pub(super) enum Landing {
+    /// With the block.
+    Block(Arc<Arrived>),
+    /// Nobody else gave it; the second says what was wrong with the store's own copy, if anything was.
+    Missing(FetchError, Option<StoreError>),
+    /// The store is closed.
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the fetch has to have answered.
+    deadline: Option<Instant>,
+    landing: Option<Landing>,
+    /// The store's queue had no room for the block.
+    refused: bool,
+}
+
+/// One block on its way.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    state: Mutex<State>,
+    landed: Condvar,
+}
+
+impl Flight {
+    /// Ends the flight; false when it had ended before.
+    pub(super) fn land(&self, landing: Landing) -> bool {
+        let mut state = self.state.lock();
+        if state.landing.is_some() {
+            return false;
+        }
+        state.landing = Some(landing);
+        drop(state);
+        self.landed.notify_all();
+        true
+    }
+
+    /// Notes that the block was looked for here in vain: the rest is up to the network, until `deadline`.
+    pub(super) fn go_remote(&self, deadline: Instant) {
+        self.state.lock().deadline = Some(deadline);
+    }
+
+    /// Whether the block is known to be only elsewhere.
+    pub(super) fn is_remote(&self) -> bool {
+        let state = self.state.lock();
+        state.deadline.is_some() && state.landing.is_none()
+    }
+
+    /// Whether an answer is due and has not come.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        state.landing.is_none() && state.deadline.is_some_and(|deadline| deadline < now)
+    }
+
+    /// Notes that the store's queue had no room for the block.
+    pub(super) fn refuse(&self) {
+        self.state.lock().refused = true;
+    }
+
+    /// True once after [`Flight::refuse`]: for the waiter that then waits for room.
+    pub(super) fn take_refused(&self) -> bool {
+        std::mem::take(&mut self.state.lock().refused)
+    }
+
+    /// How the flight ended, if it has.
+    pub(super) fn landing(&self) -> Option<Landing> {
+        self.state.lock().landing.clone()
+    }
+
+    /// Waits for the end of the flight, no longer than until `deadline`.
+    pub(super) fn wait(&self, deadline: Instant) -> Option<Landing> {
+        let mut state = self.state.lock();
+        while state.landing.is_none() {
+            if self.landed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.landing.clone()
+    }
+}
