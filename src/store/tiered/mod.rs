@@ -37,12 +37,10 @@ pub const PREFETCH_MAX: usize = 64;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
     /// The copy on this device is damaged, and no other could be had.
-    #[error("block {id} is damaged on this device ({local}), and no other copy could be had: {source}")]
+    #[error("block {id} is damaged on this device, and no other copy could be had: {source}")]
     Damaged {
         /// The block.
         id: BlockId,
-        /// What the store found.
-        local: StoreError,
         /// Why no other copy was had, and who was asked.
         source: FetchError,
     },
@@ -165,7 +163,7 @@ impl Tiered {
         let fetch_until = started + self.timeout;
         let wait_until = fetch_until + MARGIN;
         loop {
-            if let Some(bytes) = self.from_memory(&want.id) {
+            if let Some(bytes) = self.in_memory(&want.id) {
                 return Ok(bytes);
             }
             let (flight, own) = self.shared.join(&want.id);
@@ -201,7 +199,7 @@ impl Tiered {
 
     /// The block, if it is on this device; never waits for the network.
     pub fn get_local(&self, id: &BlockId) -> Result<Option<Bytes>, ReadError> {
-        if let Some(bytes) = self.from_memory(id) {
+        if let Some(bytes) = self.in_memory(id) {
             return Ok(Some(bytes));
         }
         let flight = self.shared.flights.lock().get(id).cloned();
@@ -256,7 +254,7 @@ impl Tiered {
         }
     }
 
-    fn from_memory(&self, id: &BlockId) -> Option<Bytes> {
+    fn in_memory(&self, id: &BlockId) -> Option<Bytes> {
         self.shared.memory.get(id)?.bytes().cloned()
     }
 
@@ -407,7 +405,7 @@ fn unavailable(id: BlockId, asked: &str) -> ReadError {
 
 fn read_error(id: BlockId, source: FetchError, local: Option<StoreError>) -> ReadError {
     match local {
-        Some(local @ StoreError::Damaged(_)) => ReadError::Damaged { id, local, source },
+        Some(StoreError::Damaged(_)) => ReadError::Damaged { id, source },
         Some(error) => ReadError::Store(error),
         None => ReadError::Unavailable(source),
     }
