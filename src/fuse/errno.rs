@@ -147,9 +147,7 @@ mod tests {
     fn what_only_the_log_explains_is_logged() {
         let unavailable = VolumeError::Unavailable {
             path: "a".into(),
-            source: crate::store::FetchError::Alone {
-                id: BlockId::of(b"x"),
-            },
+            source: Box::new(crate::volume::BlockError::Late(BlockId::of(b"x"))),
         };
         assert!(is_worth_a_line(&unavailable, number(&unavailable)));
         assert!(is_worth_a_line(&host(libc::EIO), Errno::EIO));

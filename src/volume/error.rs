@@ -1,6 +1,7 @@
 //! Why a filesystem operation failed, in the filesystem's own words; `fuse::errno` maps each to its number.
 
-use crate::store::{FetchError, StoreError};
+use crate::base::BlockId;
+use crate::store::{ReadError, StoreError};
 
 /// Result of a volume operation.
 pub type Result<T> = std::result::Result<T, VolumeError>;
@@ -62,7 +63,7 @@ pub enum VolumeError {
         /// The file, relative to the mount.
         path: String,
         /// Which block, and who was asked.
-        source: FetchError,
+        source: Box<BlockError>,
     },
     /// The file's manifest or one of its blocks is damaged.
     #[error("{path}: {reason}")]
@@ -83,4 +84,77 @@ pub enum VolumeError {
         /// The host's answer.
         source: std::io::Error,
     },
+}
+
+/// Why the plaintext of a block could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BlockError {
+    /// It is not in the local store, and the caller may not wait.
+    #[error("would wait")]
+    WouldWait,
+    /// Another reader's fetch of it did not end in time.
+    #[error("block {0} did not arrive in time")]
+    Late(BlockId),
+    /// Neither the store nor another device gave it.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Its bytes are what its id says, but not what this volume's key opens, or not what the file's manifest says.
+    #[error("block {id} cannot be opened: {reason}")]
+    Damaged {
+        /// The block.
+        id: BlockId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was sealed under a key that this device was never given.
+    #[error(
+        "block {id} is sealed under key epoch {epoch}, which this device does not have: connect to another member once"
+    )]
+    NoKey {
+        /// The block.
+        id: BlockId,
+        /// The epoch.
+        epoch: u32,
+    },
+}
+
+impl VolumeError {
+    /// A refusal of the host filesystem; a full disk is told apart.
+    pub fn host(context: &'static str, source: impl Into<std::io::Error>) -> Self {
+        let source = source.into();
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                VolumeError::NoSpace(format!("the folder's filesystem is full ({context})"))
+            }
+            _ => VolumeError::Host { context, source },
+        }
+    }
+
+    /// A failure of the store; a full disk is told apart.
+    pub fn store(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSpace(path) => VolumeError::NoSpace(format!("the local store at {path} is full")),
+            other => VolumeError::Store(other),
+        }
+    }
+
+    /// A failure to seal: of memory or of the compressor, never of the data.
+    pub fn seal(error: impl std::fmt::Display) -> Self {
+        VolumeError::Store(StoreError::Io(format!("sealing failed: {error}")))
+    }
+
+    /// A block of a file that could not be had.
+    pub fn block(path: impl FnOnce() -> String, error: BlockError) -> Self {
+        match error {
+            BlockError::WouldWait => VolumeError::WouldWait,
+            error @ BlockError::Damaged { .. } => VolumeError::Damaged {
+                path: path(),
+                reason: error.to_string(),
+            },
+            error => VolumeError::Unavailable {
+                path: path(),
+                source: Box::new(error),
+            },
+        }
+    }
 }

@@ -1,13 +1,46 @@
 //! Storey 3: the filesystem without a kernel. Every operation is synchronous, may be called from any thread, and waits no longer than
 //! the fetch timeout. Called by `fuse` and by `daemon` (import, export).
+//!
+//! `tree` finds and changes names, `attributes` what inodes carry, `handles` what is open; `read` and `write_back` move content between
+//! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds.
 
+mod attributes;
+mod background;
+mod blocks;
+mod budget;
+mod durability;
 mod error;
+mod handles;
+mod listing;
+mod nodes;
+mod open_file;
+mod pieces;
+mod read;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod write_back;
 
-pub use error::{Result, VolumeError};
+pub use error::{BlockError, Result, VolumeError};
+pub use open_file::{Chosen, choose};
 
-use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::base::types::{Attr, Caller, DirEntry, FileKind, OpenMode, RenameMode, SetAttr, StatFs};
+use parking_lot::RwLock;
+
+use crate::base::RootId;
+use crate::base::limits::FETCH_TIMEOUT_SECS;
+use crate::folder::Folder;
+use crate::keys::VolumeKeys;
+use crate::store::Tiered;
+
+use self::background::Background;
+use self::blocks::Blocks;
+use self::budget::Budget;
+use self::durability::Durability;
+use self::handles::Handles;
+use self::nodes::Nodes;
 
 /// Inode number of the root directory.
 pub const ROOT_INO: u64 = 1;
@@ -50,149 +83,135 @@ pub enum Allocate {
     ZeroRange,
 }
 
-/// An open volume. `Arc<Volume>` is shared by all faces.
-#[derive(Debug)]
-pub struct Volume {}
+/// Called with the root of every file whose blocks changed.
+pub type Announce = Arc<dyn Fn(RootId) + Send + Sync>;
 
-#[allow(unused_variables, missing_docs)]
+/// How a volume behaves.
+#[derive(Clone)]
+pub struct VolumeOptions {
+    /// Longest wait for a block that only others have.
+    pub timeout: Duration,
+    /// Written data kept in memory over all files, in bytes.
+    pub write_budget: u64,
+    /// Time after which what was written is durable without anyone asking.
+    pub sync_interval: Duration,
+    /// Why nothing may be changed, if so.
+    pub read_only: Option<&'static str>,
+    /// The last run of this state did not end in order: everything is synced before the first write (crash rule).
+    pub unclean: bool,
+    /// Whether blocks may come from other devices.
+    pub remote: bool,
+    /// Told of new file roots.
+    pub announce: Option<Announce>,
+}
+
+impl std::fmt::Debug for VolumeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VolumeOptions")
+            .field("timeout", &self.timeout)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for VolumeOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(FETCH_TIMEOUT_SECS),
+            write_budget: 64 << 20,
+            sync_interval: Duration::from_secs(5),
+            read_only: None,
+            unclean: false,
+            remote: false,
+            announce: None,
+        }
+    }
+}
+
+/// An open volume. `Arc<Volume>` is shared by all faces.
+pub struct Volume {
+    folder: Folder,
+    blocks: Arc<Blocks>,
+    nodes: Nodes,
+    handles: Handles,
+    durability: Durability,
+    budget: Budget,
+    background: Background,
+    /// Held shared while a path is used, exclusively while one changes.
+    renames: RwLock<()>,
+    /// Whether new inodes must be given to the caller: this process is root.
+    gives_away: bool,
+    root_host_ino: u64,
+    timeout: Duration,
+    read_only: Option<&'static str>,
+    remote: bool,
+    announce: Option<Announce>,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volume")
+            .field("folder", &self.folder.path())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Volume {
-    /// Finds a name. The caller holds one more reference to the inode until it calls `forget`.
-    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
+    /// Opens the volume in a folder and starts its threads. `folder` was opened before anything is mounted over it.
+    pub fn start(
+        folder: Folder,
+        keys: Arc<VolumeKeys>,
+        tiered: Arc<Tiered>,
+        options: VolumeOptions,
+    ) -> Result<Arc<Self>> {
+        if options.unclean {
+            // What is there becomes durable, so that the newer slot of every file is a safe one to keep.
+            tiered.store().sync().map_err(VolumeError::store)?;
+            folder
+                .sync()
+                .map_err(|error| VolumeError::host("sync the folder", error))?;
+        }
+        let root = rustix::fs::fstat(folder.root())
+            .map_err(|error| VolumeError::host("look at the folder", error))?;
+        let volume = Arc::new(Self {
+            blocks: Arc::new(Blocks::new(keys, tiered, options.timeout)?),
+            folder,
+            nodes: Nodes::new(),
+            handles: Handles::default(),
+            durability: Durability::default(),
+            budget: Budget::new(options.write_budget),
+            background: Background::default(),
+            renames: RwLock::new(()),
+            gives_away: rustix::process::geteuid().is_root(),
+            root_host_ino: root.st_ino,
+            timeout: options.timeout,
+            read_only: options.read_only,
+            remote: options.remote,
+            announce: options.announce,
+        });
+        background::start(&volume, options.sync_interval)?;
+        Ok(volume)
     }
-    /// Gives back `count` references from `lookup`, `create`, `mkdir`, `mknod`, `symlink`, `link` and `readdir_plus`.
-    pub fn forget(&self, ino: u64, count: u64) {}
-    pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn setattr(&self, ino: u64, fh: Option<u64>, set: &SetAttr, caller: &Caller) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn readlink(&self, ino: u64) -> Result<OsString> {
-        Err(VolumeError::Unsupported)
-    }
-    /// `kind` is anything but a directory or a symbolic link.
-    pub fn mknod(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        kind: FileKind,
-        mode: u32,
-        rdev: u64,
-        caller: &Caller,
-    ) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn mkdir(&self, parent: u64, name: &OsStr, mode: u32, caller: &Caller) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn symlink(&self, parent: u64, name: &OsStr, target: &OsStr, caller: &Caller) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Attr> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn rename(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        new_parent: u64,
-        new_name: &OsStr,
-        mode: RenameMode,
-    ) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn create(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        mode: u32,
-        open: OpenMode,
-        caller: &Caller,
-    ) -> Result<(Attr, Opened)> {
-        Err(VolumeError::Unsupported)
-    }
-    /// Replaces the content of `out` by up to `len` bytes from `offset`; fewer only at the end of the file.
-    pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>, wait: Wait) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    /// Writes all of `data`. Waits while the write budget is used up.
-    pub fn write(&self, fh: u64, offset: u64, data: &[u8], wait: Wait) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    /// Called at every `close`: what was written survives the death of the daemon once this returns.
-    pub fn flush(&self, fh: u64) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    /// What was written survives a power cut once this returns.
-    pub fn fsync(&self, fh: u64) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn release(&self, fh: u64) {}
-    /// The entries after position `after` (zero: from the start), `.` and `..` included, until `each` returns false.
-    pub fn readdir(&self, fh: u64, after: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    /// As `readdir`, with attributes; every entry but `.` and `..` that `each` took counts as a lookup.
-    pub fn readdir_plus(
-        &self,
-        fh: u64,
-        after: u64,
-        each: &mut dyn FnMut(DirEntry, Option<Attr>) -> bool,
-    ) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn opendir(&self, ino: u64) -> Result<u64> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn releasedir(&self, fh: u64) {}
-    pub fn fsyncdir(&self, fh: u64) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn statfs(&self) -> Result<StatFs> {
-        Err(VolumeError::Unsupported)
-    }
-    /// `flags` as in setxattr(2): 1 create, 2 replace.
-    pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
-        Err(VolumeError::Unsupported)
-    }
-    /// Names, each followed by a NUL.
-    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn fallocate(&self, fh: u64, offset: u64, len: u64, what: Allocate, keep_size: bool) -> Result<()> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn lseek(&self, fh: u64, offset: u64, to: SeekTo) -> Result<u64> {
-        Err(VolumeError::Unsupported)
-    }
-    pub fn copy_file_range(
-        &self,
-        from: u64,
-        from_offset: u64,
-        to: u64,
-        to_offset: u64,
-        len: u64,
-    ) -> Result<u64> {
-        Err(VolumeError::Unsupported)
-    }
-    /// Writes back everything, syncs store and folder; called before the daemon ends.
+
+    /// Writes back everything, makes it durable and stops the background threads. Called before the daemon ends; a second call does nothing.
     pub fn shutdown(&self) -> Result<()> {
-        Err(VolumeError::Unsupported)
+        self.background.stop();
+        let written = self.write_back_all();
+        let synced = self.sync_all();
+        written.and(synced)
+    }
+
+    /// The inode number in the mount of a host inode: the same, but for the root's, which is 1.
+    fn shown_ino(&self, host: u64) -> u64 {
+        match host {
+            ino if ino == self.root_host_ino => ROOT_INO,
+            ROOT_INO => self.root_host_ino,
+            ino => ino,
+        }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.read_only
+            .map_or(Ok(()), |reason| Err(VolumeError::ReadOnly(reason)))
     }
 }

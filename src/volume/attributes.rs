@@ -1,0 +1,340 @@
+//! What inodes carry: the host's own attributes and extended attributes, with the size of the content in place of the `.f`'s.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
+};
+
+use super::error::{Result, VolumeError};
+use super::nodes::{KnownSize, Place};
+use super::open_file::{OpenFile, choose};
+use super::{Volume, Wait};
+use crate::base::limits::{FILE_MAX, NAME_MAX};
+use crate::base::types::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs, Timestamp};
+use crate::folder::host::{attr_of, open_below, proc_path, stat_at};
+use crate::folder::slots::SlotBytes;
+use crate::object::Content;
+
+/// Longest list of extended attribute names, and longest value: the kernel's own bounds (xattr(7)).
+const XATTR_MAX: usize = 64 << 10;
+
+impl Volume {
+    /// What `stat` shows. `fh` helps where no name is left.
+    pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
+        let open = fh
+            .and_then(|fh| self.handles.file(fh))
+            .or_else(|| self.handles.open_file(ino));
+        let mut attr = match open {
+            Some(file) => {
+                let stat = rustix::fs::fstat(&file.host)
+                    .map_err(|error| VolumeError::host("look at the .f", error))?;
+                self.attr_of_open(&file, &stat)
+            }
+            None => {
+                let _still = self.renames.read();
+                let (place, stat) = self.stat_place(ino)?;
+                self.attr_at(&place.dir, &place.host, &stat)
+            }
+        };
+        attr.generation = self.nodes.generation(ino);
+        Ok(attr)
+    }
+
+    /// Changes attributes. A change of size without a handle survives the death of the daemon when this returns, as after `close`.
+    pub fn setattr(&self, ino: u64, fh: Option<u64>, set: &SetAttr, _caller: &Caller) -> Result<Attr> {
+        self.check_writable()?;
+        let open = fh
+            .and_then(|fh| self.handles.file(fh))
+            .or_else(|| self.handles.open_file(ino));
+        if let Some(size) = set.size {
+            if size > FILE_MAX {
+                return Err(VolumeError::TooLarge);
+            }
+            match (&open, fh) {
+                (Some(file), Some(_)) => self.resize(file, size)?,
+                _ => self.with_open(ino, |file| {
+                    self.resize(file, size)?;
+                    self.write_back(file)
+                })?,
+            }
+        }
+        let owner = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+        let times = timestamps(set);
+        let context = "change attributes";
+        let host = |error: rustix::io::Errno| VolumeError::host(context, error);
+        if let Some(file) = &open {
+            if owner != (None, None) {
+                rustix::fs::fchown(&file.host, owner.0, owner.1).map_err(host)?;
+            }
+            if let Some(mode) = set.mode {
+                rustix::fs::fchmod(&file.host, Mode::from_raw_mode(mode)).map_err(host)?;
+            }
+            if let Some(times) = &times {
+                rustix::fs::futimens(&file.host, times).map_err(host)?;
+                if let Some(mtime) = set.mtime {
+                    // A slot that is written later must not undo it.
+                    file.state.lock().mtime = Some(match mtime {
+                        SetTime::At(time) => time,
+                        SetTime::Now => now(),
+                    });
+                }
+            }
+        } else if owner != (None, None) || set.mode.is_some() || times.is_some() {
+            let _still = self.renames.read();
+            let (place, _) = self.stat_place(ino)?;
+            if owner != (None, None) {
+                rustix::fs::chownat(
+                    &place.dir,
+                    &place.host,
+                    owner.0,
+                    owner.1,
+                    AtFlags::SYMLINK_NOFOLLOW,
+                )
+                .map_err(host)?;
+            }
+            if let Some(mode) = set.mode {
+                if self.nodes.kind(ino) == Some(FileKind::Symlink) {
+                    return Err(VolumeError::Unsupported);
+                }
+                rustix::fs::chmodat(
+                    &place.dir,
+                    &place.host,
+                    Mode::from_raw_mode(mode),
+                    AtFlags::empty(),
+                )
+                .map_err(host)?;
+            }
+            if let Some(times) = &times {
+                rustix::fs::utimensat(&place.dir, &place.host, times, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(host)?;
+            }
+        }
+        self.getattr(ino, fh)
+    }
+
+    /// Capacity, as the folder's filesystem has it.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let host = self
+            .folder
+            .statvfs()
+            .map_err(|error| VolumeError::host("statfs", error))?;
+        Ok(StatFs {
+            block_size: u32::try_from(host.f_frsize).unwrap_or(4096),
+            blocks: host.f_blocks,
+            blocks_free: host.f_bfree,
+            blocks_available: host.f_bavail,
+            files: host.f_files,
+            files_free: host.f_ffree,
+            name_max: NAME_MAX as u32,
+        })
+    }
+
+    /// Sets an extended attribute. `flags` as in setxattr(2): 1 create, 2 replace.
+    pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        self.check_writable()?;
+        let flags = XattrFlags::from_bits_truncate(flags.cast_unsigned());
+        self.at_inode(ino, |at| match at {
+            At::Path(path) => rustix::fs::lsetxattr(path, name, value, flags),
+            At::Open(host) => rustix::fs::fsetxattr(host, name, value, flags),
+        })
+    }
+
+    /// The value of an extended attribute.
+    pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let mut value = vec![0u8; XATTR_MAX];
+        let len = self.at_inode(ino, |at| match at {
+            At::Path(path) => rustix::fs::lgetxattr(path, name, &mut value[..]),
+            At::Open(host) => rustix::fs::fgetxattr(host, name, &mut value[..]),
+        })?;
+        value.truncate(len);
+        Ok(value)
+    }
+
+    /// The names of extended attributes, each followed by a NUL.
+    pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        let mut list = vec![0u8; XATTR_MAX];
+        let len = self.at_inode(ino, |at| match at {
+            At::Path(path) => rustix::fs::llistxattr(path, &mut list[..]),
+            At::Open(host) => rustix::fs::flistxattr(host, &mut list[..]),
+        })?;
+        list.truncate(len);
+        Ok(list)
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
+        self.check_writable()?;
+        self.at_inode(ino, |at| match at {
+            At::Path(path) => rustix::fs::lremovexattr(path, name),
+            At::Open(host) => rustix::fs::fremovexattr(host, name),
+        })
+    }
+
+    /// Runs a call on the host inode: through the open `.f` where there is one, since its names may be gone, by name otherwise.
+    fn at_inode<T>(&self, ino: u64, call: impl FnOnce(At<'_>) -> rustix::io::Result<T>) -> Result<T> {
+        let outcome = if let Some(file) = self.handles.open_file(ino) {
+            call(At::Open(&file.host))
+        } else {
+            let _still = self.renames.read();
+            let place = self.nodes.place(&self.folder, ino)?;
+            call(At::Path(&proc_path(place.dir.as_fd(), &place.host)))
+        };
+        outcome.map_err(|error| VolumeError::host("extended attribute", error))
+    }
+
+    /// The attributes of what a host name stands for.
+    pub(super) fn attr_at(&self, dir: &Arc<OwnedFd>, host: &OsStr, stat: &Stat) -> Attr {
+        let mut attr = attr_of(stat);
+        attr.ino = self.shown_ino(stat.st_ino);
+        if attr.kind != FileKind::Regular {
+            return attr;
+        }
+        if let Some(file) = self.handles.open_file(attr.ino) {
+            return self.attr_of_open(&file, stat);
+        }
+        let known = self
+            .nodes
+            .known_size(attr.ino)
+            .filter(|known| known.ctime == attr.ctime);
+        let known = known.unwrap_or_else(|| {
+            let read = if stat.st_size == 0 {
+                Ok((0, 0))
+            } else {
+                self.read_size(dir, host)
+            };
+            let (size, stored) = read.unwrap_or_else(|error| {
+                // A listing goes on; opening the file tells the caller.
+                tracing::warn!(file = %host.to_string_lossy(), %error, "the size of a file cannot be read");
+                (0, 0)
+            });
+            let known = KnownSize {
+                ctime: attr.ctime,
+                size,
+                stored,
+            };
+            self.nodes.set_known_size(attr.ino, Some(known));
+            known
+        });
+        attr.size = known.size;
+        attr.blocks = known.stored.div_ceil(512);
+        attr
+    }
+
+    fn attr_of_open(&self, file: &OpenFile, stat: &Stat) -> Attr {
+        let mut attr = attr_of(stat);
+        attr.ino = file.ino;
+        let state = file.state.lock();
+        attr.size = state.pieces.size();
+        attr.blocks = state.pieces.stored().div_ceil(512);
+        if let Some(mtime) = state.mtime {
+            attr.mtime = mtime;
+            attr.ctime = attr.ctime.max(mtime);
+        }
+        attr
+    }
+
+    fn read_size(&self, dir: &Arc<OwnedFd>, host: &OsStr) -> std::result::Result<(u64, u64), String> {
+        let file = open_below(
+            dir.as_fd(),
+            host,
+            OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )
+        .map_err(|error| error.to_string())?;
+        let bytes = SlotBytes::read(&File::from(file)).map_err(|error| error.to_string())?;
+        let chosen = choose(&bytes, self.blocks.keys(), self.blocks.tiered().store().as_ref())?;
+        Ok(chosen.manifest.map_or((0, 0), |manifest| {
+            let holes = match &manifest.content {
+                Content::Extents(extents) => {
+                    extents.iter().filter(|e| e.block.is_none()).map(|e| e.len).sum()
+                }
+                Content::Inline(_) | Content::Index { .. } => 0,
+            };
+            (manifest.size, manifest.size.saturating_sub(holes))
+        }))
+    }
+
+    /// Where an inode is, and its host inode: the first of its names that still leads to it.
+    pub(super) fn stat_place(&self, ino: u64) -> Result<(Place, Stat)> {
+        let place = self.nodes.place(&self.folder, ino)?;
+        let context = "look at the file";
+        let found =
+            stat_at(place.dir.as_fd(), &place.host).map_err(|error| VolumeError::host(context, error));
+        match found {
+            Ok(stat) if self.shown_ino(stat.st_ino) == ino => return Ok((place, stat)),
+            Err(error) if self.nodes.names(ino).len() < 2 => return Err(error),
+            _ => {}
+        }
+        let kind = self.nodes.kind(ino).ok_or(VolumeError::Stale)?;
+        for (parent, name) in self.nodes.names(ino) {
+            let Ok(dir) = self.nodes.dir(&self.folder, parent) else {
+                continue;
+            };
+            let host = super::nodes::to_host(kind, &name);
+            match stat_at(dir.as_fd(), &host) {
+                Ok(stat) if self.shown_ino(stat.st_ino) == ino => return Ok((Place { dir, host }, stat)),
+                _ => {}
+            }
+        }
+        Err(VolumeError::Stale)
+    }
+
+    /// Cuts or extends an open file.
+    pub(super) fn resize(&self, file: &OpenFile, size: u64) -> Result<()> {
+        let _gate = file.gate.read();
+        if size > 0 {
+            // The index block across the new end is looked up, so that it can be divided.
+            self.expand(file, size.saturating_sub(1)..size, Wait::Bounded)?;
+        }
+        let mut state = file.state.lock();
+        if state.pieces.size() == size {
+            return Ok(());
+        }
+        let before = state.pieces.in_memory();
+        state.pieces.set_size(size);
+        state.changed = true;
+        state.mtime = Some(now());
+        self.budget.changed(before, state.pieces.in_memory());
+        Ok(())
+    }
+}
+
+enum At<'a> {
+    Path(&'a std::path::Path),
+    Open(&'a File),
+}
+
+/// The time of day, as the host would stamp a file.
+pub(super) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: since.subsec_nanos(),
+    }
+}
+
+fn timestamps(set: &SetAttr) -> Option<Timestamps> {
+    let one = |time: Option<SetTime>| match time {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+        Some(SetTime::At(time)) => Timespec {
+            tv_sec: time.secs,
+            tv_nsec: i64::from(time.nanos),
+        },
+    };
+    (set.atime.is_some() || set.mtime.is_some()).then(|| Timestamps {
+        last_access: one(set.atime),
+        last_modification: one(set.mtime),
+    })
+}

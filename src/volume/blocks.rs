@@ -1,0 +1,288 @@
+//! Plaintext of blocks, and blocks of plaintext: where the volume's keys, the store and the cores meet.
+//!
+//! Invariant: plaintext leaves here only after its block passed the check of its id and of its tag. No lock is held while a block is
+//! read, fetched, opened or sealed; several readers of one block wait for one opening. Called by `read` and `write_back`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::{Condvar, Mutex};
+
+use super::Wait;
+use super::error::{BlockError, Result, VolumeError};
+use crate::base::limits::CHUNK_MAX;
+use crate::base::{BlockId, PlainHash, RootId};
+use crate::keys::VolumeKeys;
+use crate::seal::{Chunker, Opener, Piece, SealPool, epoch_of};
+use crate::store::{CommitSeq, Put, PutKind, Tiered, Want};
+
+/// Opened chunks kept in memory, in bytes.
+const PLAIN_CACHE_BYTES: usize = 48 << 20;
+
+/// Openers kept for reuse; more threads than this at once make their own.
+const IDLE_OPENERS: usize = 16;
+
+/// zstd level: level 1 costs a quarter less time than 3 for a few percent of size.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// A chunk to be sealed, or a run of zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// So many bytes of data.
+    Data(usize),
+    /// So many zeros.
+    Zeros(usize),
+}
+
+/// What a stretch of plaintext became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Length of the plaintext, in bytes.
+    pub len: usize,
+    /// The block; `None` for a hole.
+    pub block: Option<BlockId>,
+}
+
+/// The blocks of one volume.
+pub struct Blocks {
+    keys: Arc<VolumeKeys>,
+    tiered: Arc<Tiered>,
+    chunker: Chunker,
+    sealers: SealPool,
+    openers: Mutex<Vec<Opener>>,
+    ahead: rayon::ThreadPool,
+    plain: Mutex<PlainCache>,
+    opened: Condvar,
+    timeout: Duration,
+}
+
+struct PlainCache {
+    chunks: LruCache<BlockId, Arc<Vec<u8>>>,
+    bytes: usize,
+    /// Blocks that a thread is opening, and whether that may take a fetch.
+    opening: HashMap<BlockId, Wait>,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blocks").finish_non_exhaustive()
+    }
+}
+
+impl Blocks {
+    /// The blocks of the volume with these keys. `timeout` bounds every wait for a block.
+    pub fn new(keys: Arc<VolumeKeys>, tiered: Arc<Tiered>, timeout: Duration) -> Result<Self> {
+        let ahead = rayon::ThreadPoolBuilder::new()
+            .thread_name(|index| format!("dfs-open-{index}"))
+            .build()
+            .map_err(|_| VolumeError::Invalid("threads cannot be started"))?;
+        let sealers = SealPool::new(0, COMPRESSION_LEVEL).map_err(VolumeError::seal)?;
+        Ok(Self {
+            chunker: Chunker::new(keys.chunk_key()),
+            keys,
+            tiered,
+            sealers,
+            openers: Mutex::new(Vec::new()),
+            ahead,
+            plain: Mutex::new(PlainCache {
+                chunks: LruCache::unbounded(),
+                bytes: 0,
+                opening: HashMap::new(),
+            }),
+            opened: Condvar::new(),
+            timeout,
+        })
+    }
+
+    /// The volume's keys.
+    pub fn keys(&self) -> &Arc<VolumeKeys> {
+        &self.keys
+    }
+
+    /// Where blocks come from.
+    pub fn tiered(&self) -> &Arc<Tiered> {
+        &self.tiered
+    }
+
+    /// The plaintext of a block. Kept in memory for the next reader.
+    pub fn plaintext(
+        &self,
+        id: BlockId,
+        root: Option<RootId>,
+        wait: Wait,
+    ) -> std::result::Result<Arc<Vec<u8>>, BlockError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut cache = self.plain.lock();
+        loop {
+            if let Some(chunk) = cache.chunks.get(&id) {
+                return Ok(Arc::clone(chunk));
+            }
+            match cache.opening.get(&id) {
+                None => break,
+                // Another thread is opening it from the local store: sooner done than anything else.
+                Some(Wait::Never) => {}
+                Some(Wait::Bounded) if wait == Wait::Never => return Err(BlockError::WouldWait),
+                Some(Wait::Bounded) => {}
+            }
+            if self.opened.wait_until(&mut cache, deadline).timed_out() {
+                return Err(BlockError::Late(id));
+            }
+        }
+        cache.opening.insert(id, wait);
+        drop(cache);
+        let outcome = self.open_block(Want { id, root }, wait).map(Arc::new);
+        let mut cache = self.plain.lock();
+        cache.opening.remove(&id);
+        if let Ok(chunk) = &outcome {
+            cache.keep(id, chunk);
+        }
+        drop(cache);
+        self.opened.notify_all();
+        outcome
+    }
+
+    /// A block that is read once, past the cache: an index block.
+    pub fn read_once(
+        &self,
+        id: BlockId,
+        root: Option<RootId>,
+        wait: Wait,
+    ) -> std::result::Result<Vec<u8>, BlockError> {
+        self.open_block(Want { id, root }, wait)
+    }
+
+    /// Starts to bring blocks near: opened into memory where they are in the store, fetched where they are not.
+    pub fn prefetch(self: &Arc<Self>, open: &[BlockId], fetch: &[BlockId], root: Option<RootId>) {
+        if !fetch.is_empty() {
+            let wants: Vec<Want> = fetch.iter().map(|id| Want { id: *id, root }).collect();
+            self.tiered.prefetch(&wants);
+        }
+        for id in open {
+            let cache = self.plain.lock();
+            let known = cache.chunks.contains(id) || cache.opening.contains_key(id);
+            drop(cache);
+            if !known {
+                let (blocks, id) = (Arc::clone(self), *id);
+                self.ahead
+                    .spawn(move || drop(blocks.plaintext(id, root, Wait::Never)));
+            }
+        }
+    }
+
+    /// Where the plaintext is to be cut. With `last`, all of it; otherwise as far as the cuts are certain.
+    pub fn cuts(&self, data: &[u8], last: bool) -> Vec<Cut> {
+        let mut cuts = Vec::with_capacity(data.len() / (CHUNK_MAX / 4) + 1);
+        let mut at = 0;
+        while at < data.len() {
+            match self.chunker.cut(&data[at..], last) {
+                Some(Piece::Data(len)) => {
+                    cuts.push(Cut::Data(len));
+                    at += len;
+                }
+                Some(Piece::Zeros(len)) => {
+                    cuts.push(Cut::Zeros(len));
+                    at += len;
+                }
+                None => break,
+            }
+        }
+        cuts
+    }
+
+    /// Seals plaintext along its cuts on all cores and stores the blocks. They survive the death of the process when this returns.
+    pub fn store(&self, data: &[u8], cuts: &[Cut]) -> Result<(Vec<Stored>, CommitSeq)> {
+        let mut pieces = Vec::with_capacity(cuts.len());
+        let mut at = 0;
+        for cut in cuts {
+            let (Cut::Data(len) | Cut::Zeros(len)) = *cut;
+            if matches!(cut, Cut::Data(_)) {
+                pieces.push(&data[at..at + len]);
+            }
+            at += len;
+        }
+        let (epoch, key) = self.keys.current();
+        let known = |plain: &PlainHash| self.known(plain);
+        let sealed = self
+            .sealers
+            .seal_all(epoch, key, self.keys.index_key(), &pieces, &known);
+        let mut batch = Vec::new();
+        let mut ids = Vec::with_capacity(pieces.len());
+        for result in sealed {
+            let sealed = result.map_err(VolumeError::seal)?;
+            ids.push(sealed.id);
+            if let Some(bytes) = sealed.block {
+                batch.push(Put {
+                    id: sealed.id,
+                    bytes,
+                    kind: PutKind::Dirty,
+                    plain: Some(sealed.plain),
+                });
+            }
+        }
+        let store = self.tiered.store();
+        let seq = if batch.is_empty() {
+            store.last_seq()
+        } else {
+            store.put(batch).map_err(VolumeError::store)?
+        };
+        let mut ids = ids.into_iter();
+        let stored = cuts.iter().map(|cut| match *cut {
+            Cut::Data(len) => Stored {
+                len,
+                block: ids.next(),
+            },
+            Cut::Zeros(len) => Stored { len, block: None },
+        });
+        Ok((stored.collect(), seq))
+    }
+
+    /// The block that this plaintext is in already. Its bytes are read and checked: the new file will have no other copy of them.
+    fn known(&self, plain: &PlainHash) -> Option<BlockId> {
+        let store = self.tiered.store();
+        let id = store.find_plain(plain).ok().flatten()?;
+        let block: Bytes = store.get(&id).ok().flatten()?;
+        // A block of an older epoch stays readable to a device that was removed since: new data goes under the new key.
+        (epoch_of(&block).ok()? == self.keys.current().0).then_some(id)
+    }
+
+    fn open_block(&self, want: Want, wait: Wait) -> std::result::Result<Vec<u8>, BlockError> {
+        let block = match wait {
+            Wait::Never => self.tiered.get_local(&want.id)?.ok_or(BlockError::WouldWait)?,
+            Wait::Bounded => self.tiered.get(want)?,
+        };
+        let damaged = |reason: String| BlockError::Damaged { id: want.id, reason };
+        let epoch = epoch_of(&block).map_err(|error| damaged(error.to_string()))?;
+        let key = self
+            .keys
+            .epoch(epoch)
+            .ok_or(BlockError::NoKey { id: want.id, epoch })?;
+        let mut opener = self.openers.lock().pop().unwrap_or_default();
+        let mut plain = Vec::new();
+        let outcome = opener.open(key, &block, &mut plain);
+        let mut idle = self.openers.lock();
+        if idle.len() < IDLE_OPENERS {
+            idle.push(opener);
+        }
+        drop(idle);
+        outcome.map_err(|error| damaged(error.to_string()))?;
+        Ok(plain)
+    }
+}
+
+impl PlainCache {
+    fn keep(&mut self, id: BlockId, chunk: &Arc<Vec<u8>>) {
+        self.bytes += chunk.len();
+        if let Some(old) = self.chunks.put(id, Arc::clone(chunk)) {
+            self.bytes -= old.len();
+        }
+        while self.bytes > PLAIN_CACHE_BYTES {
+            let Some((_, old)) = self.chunks.pop_lru() else {
+                break;
+            };
+            self.bytes -= old.len();
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Which files have a newest version that a power cut could still take, after they were closed too.
+//!
+//! Invariant: a file that is not listed has its newest version on the disk. Entries go when a sync that began after the slot was written
+//! has ended and no newer slot was written meanwhile. Called by `write_back` and by the background sync.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::open_file::State;
+use crate::folder::slots::Slot;
+
+/// What is known of a file that is not durable yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsynced {
+    /// Generation of its newest version.
+    pub generation: u64,
+    /// The slot that holds the newest version known to be durable.
+    pub durable: Option<Slot>,
+}
+
+/// The list.
+#[derive(Debug, Default)]
+pub struct Durability {
+    files: Mutex<HashMap<u64, Unsynced>>,
+}
+
+impl Durability {
+    /// A slot was written.
+    pub fn wrote(&self, ino: u64, state: &State) {
+        self.files.lock().insert(
+            ino,
+            Unsynced {
+                generation: state.generation,
+                durable: state.durable,
+            },
+        );
+    }
+
+    /// What is known of a file.
+    pub fn of(&self, ino: u64) -> Option<Unsynced> {
+        self.files.lock().get(&ino).copied()
+    }
+
+    /// The version `generation` of a file is on the disk. False when there is a newer one.
+    pub fn is_durable(&self, ino: u64, generation: u64) -> bool {
+        let mut files = self.files.lock();
+        match files.get(&ino) {
+            Some(file) if file.generation == generation => {
+                files.remove(&ino);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// The inode is gone, or its number was given to another file.
+    pub fn forget(&self, ino: u64) {
+        self.files.lock().remove(&ino);
+    }
+
+    /// Everything listed: files and the generations that a sync begun now will make durable.
+    pub fn snapshot(&self) -> Vec<(u64, u64)> {
+        self.files
+            .lock()
+            .iter()
+            .map(|(ino, file)| (*ino, file.generation))
+            .collect()
+    }
+
+    /// How many files are listed.
+    pub fn len(&self) -> usize {
+        self.files.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::FileId;
+
+    #[test]
+    fn a_sync_settles_only_the_version_it_saw() {
+        let list = Durability::default();
+        let mut state = State::empty(FileId([0; 16]));
+        state.generation = 1;
+        list.wrote(7, &state);
+        let seen = list.snapshot();
+        state.generation = 2;
+        list.wrote(7, &state);
+        assert_eq!(seen, vec![(7, 1)]);
+        assert!(!list.is_durable(7, 1));
+        assert_eq!(list.len(), 1);
+        assert!(list.is_durable(7, 2));
+        assert_eq!(list.len(), 0);
+    }
+}

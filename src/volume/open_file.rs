@@ -1,0 +1,206 @@
+//! A file that is open, shared by all its handles: its pieces, its place in the folder, and which of its two slots holds what.
+//!
+//! Invariant: the slot that holds the last version known to be durable is never written (promise 3). Lock order: `write_back`, `gate`,
+//! `state`; `state` is never held while a block is read, fetched or sealed. Called by the rest of `volume`.
+
+use std::fs::File;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::error::{Result, VolumeError};
+use super::pieces::{Pieces, Source};
+use crate::base::types::Timestamp;
+use crate::base::{FileId, RootId};
+use crate::folder::slots::{Slot, SlotBytes};
+use crate::keys::VolumeKeys;
+use crate::object::{Content, Extent, Manifest, slot};
+use crate::store::{BlockStore, CommitSeq};
+
+/// An open file.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Its inode number in the mount.
+    pub ino: u64,
+    /// The `.f`.
+    pub host: File,
+    /// Whether `host` may be written.
+    pub writable: bool,
+    /// Held while the file is written back, so that one write-back runs at a time.
+    pub write_back: Mutex<()>,
+    /// Held shared by whoever changes the content; exclusively by a write-back that must come to an end.
+    pub gate: RwLock<()>,
+    /// What changes.
+    pub state: Mutex<State>,
+}
+
+/// The changing part of an open file.
+#[derive(Debug)]
+pub struct State {
+    /// Content.
+    pub pieces: Pieces,
+    /// Identity that follows the file.
+    pub id: FileId,
+    /// Generation of the newest slot.
+    pub generation: u64,
+    /// Under which its holders announce themselves.
+    pub root: Option<RootId>,
+    /// The slot that holds the newest version.
+    pub latest: Option<Slot>,
+    /// The slot that holds the newest version known to be durable; `None`: the file was empty then.
+    pub durable: Option<Slot>,
+    /// The content is not what the newest slot says.
+    pub changed: bool,
+    /// The newest commit of the store that the pieces rely on.
+    pub seq: CommitSeq,
+    /// Time of the last write that the slot does not hold yet, or that was set by hand since.
+    pub mtime: Option<Timestamp>,
+    /// No name is left: nothing needs to be written back.
+    pub unlinked: bool,
+    /// Waits for, or is in, a background write-back.
+    pub queued: bool,
+    /// Why the last background write-back failed.
+    pub failed: Option<String>,
+    /// Open handles.
+    pub handles: usize,
+}
+
+/// The newest whole version of a file.
+#[derive(Debug)]
+pub struct Chosen {
+    /// `None`: the empty file it was when created.
+    pub manifest: Option<Manifest>,
+    /// Where it was found.
+    pub slot: Option<Slot>,
+    /// What is wrong with the other slot, for the log.
+    pub warning: Option<String>,
+}
+
+/// Picks the newest slot that is whole and whose blocks reached the disk (the crash rule).
+pub fn choose(
+    bytes: &SlotBytes,
+    keys: &VolumeKeys,
+    store: &dyn BlockStore,
+) -> std::result::Result<Chosen, String> {
+    let mut best: Option<(Slot, Manifest)> = None;
+    let mut damaged: Option<String> = None;
+    for place in [Slot::A, Slot::B] {
+        match slot::decode(bytes.slot(place), keys) {
+            Ok(None) => {}
+            Ok(Some(manifest)) => {
+                let lost =
+                    manifest.content.root().is_some() && store.may_be_lost(&manifest.store, manifest.seq);
+                let newer = best
+                    .as_ref()
+                    .is_none_or(|(_, other)| manifest.generation > other.generation);
+                if !lost && newer {
+                    best = Some((place, manifest));
+                }
+            }
+            Err(error) => damaged = Some(format!("slot {place:?} of its .f is damaged: {error}")),
+        }
+    }
+    match (best, damaged) {
+        (Some((place, manifest)), damaged) => Ok(Chosen {
+            manifest: Some(manifest),
+            slot: Some(place),
+            warning: damaged,
+        }),
+        (None, None) => Ok(Chosen {
+            manifest: None,
+            slot: None,
+            warning: None,
+        }),
+        (None, Some(reason)) => Err(format!(
+            "{reason}, and the other slot holds no version: restore the .f from a copy"
+        )),
+    }
+}
+
+impl State {
+    /// The state of a file with no content.
+    pub fn empty(id: FileId) -> Self {
+        Self {
+            pieces: Pieces::default(),
+            id,
+            generation: 0,
+            root: None,
+            latest: None,
+            durable: None,
+            changed: false,
+            seq: 0,
+            mtime: None,
+            unlinked: false,
+            queued: false,
+            failed: None,
+            handles: 0,
+        }
+    }
+
+    /// The state that a `.f` describes. Everything in it counts as durable unless the caller knows better.
+    pub fn of(chosen: Chosen, new_id: FileId, store: &dyn BlockStore) -> Self {
+        let mut state = Self::empty(new_id);
+        state.latest = chosen.slot;
+        state.durable = chosen.slot;
+        let Some(manifest) = chosen.manifest else {
+            return state;
+        };
+        state.id = manifest.file_id;
+        state.generation = manifest.generation;
+        state.root = manifest.content.root();
+        if manifest.store == store.id() {
+            state.seq = manifest.seq;
+        }
+        match manifest.content {
+            Content::Inline(bytes) => {
+                state.pieces.push(
+                    bytes.len() as u64,
+                    Source::Memory {
+                        bytes: std::sync::Arc::new(bytes),
+                        from: 0,
+                    },
+                );
+            }
+            Content::Extents(extents) => {
+                for extent in &extents {
+                    state.pieces.push(extent.len, source_of(extent));
+                }
+            }
+            Content::Index { depth, refs } => {
+                for entry in refs {
+                    state
+                        .pieces
+                        .push(entry.len, Source::Index { id: entry.id, depth });
+                }
+            }
+        }
+        state
+    }
+
+    /// The slot for the next version: never the durable one.
+    pub fn next_slot(&self) -> Slot {
+        match (self.durable, self.latest) {
+            (Some(durable), _) => durable.other(),
+            (None, Some(latest)) => latest.other(),
+            (None, None) => Slot::A,
+        }
+    }
+}
+
+/// The piece of an extent.
+pub fn source_of(extent: &Extent) -> Source {
+    match extent.block {
+        Some(id) => Source::Block {
+            id,
+            skip: 0,
+            whole: u32::try_from(extent.len).unwrap_or(u32::MAX),
+        },
+        None => Source::Hole,
+    }
+}
+
+/// A new random file id.
+pub fn new_file_id() -> Result<FileId> {
+    let mut id = [0; FileId::LEN];
+    getrandom::fill(&mut id).map_err(|_| VolumeError::Invalid("the system's random source failed"))?;
+    Ok(FileId(id))
+}

@@ -1,0 +1,267 @@
+//! Reading: pieces to bytes, index blocks looked up on the way, and what comes next brought near before it is asked for.
+//!
+//! Invariant: every byte comes from a hole, from memory, or from a block that passed its checks and has the length that the manifest gives.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::error::{BlockError, Result, VolumeError};
+use super::open_file::{OpenFile, source_of};
+use super::pieces::{Piece, Source};
+use super::{Volume, Wait};
+use crate::base::limits::INDEX_DEPTH_MAX;
+use crate::base::{BlockId, RootId};
+use crate::object::index;
+
+/// Chunks opened ahead of a sequential reader: enough to keep the cores busy between two requests.
+const OPEN_AHEAD_BYTES: u64 = 4 << 20;
+
+/// The window of blocks fetched ahead of a sequential reader when it begins, and the largest it grows to.
+const WINDOW_FIRST: u64 = 1 << 20;
+const WINDOW_MAX: u64 = 24 << 20;
+
+/// How far from the last read a read may begin and still count as sequential: the kernel reads ahead out of order.
+const SEEK_TOLERANCE: u64 = 1 << 20;
+
+/// Where a handle has been reading.
+#[derive(Debug, Default)]
+pub struct ReadAhead {
+    next: u64,
+    window: u64,
+    /// Up to here everything was asked for already.
+    fetched: u64,
+    opened: u64,
+}
+
+impl ReadAhead {
+    /// Takes note of a read, and says what to open and what to fetch.
+    fn plan(&mut self, offset: u64, len: u64) -> Option<(Range<u64>, Range<u64>)> {
+        let end = offset + len;
+        let sequential = offset <= self.next + SEEK_TOLERANCE && offset + SEEK_TOLERANCE >= self.next;
+        if !sequential {
+            *self = Self {
+                next: end,
+                window: 0,
+                fetched: end,
+                opened: end,
+            };
+            return None;
+        }
+        self.next = self.next.max(end);
+        self.window = (self.window * 2).clamp(WINDOW_FIRST, WINDOW_MAX);
+        let open = self.opened.max(end)..(end + OPEN_AHEAD_BYTES.min(self.window)).max(end);
+        // In steps of a quarter window, so that not every small read walks the list of pieces.
+        let target = end + self.window;
+        if target < self.fetched.saturating_add(self.window / 4) && open.is_empty() {
+            return None;
+        }
+        let fetch = self.fetched.max(end)..target;
+        self.fetched = self.fetched.max(target);
+        self.opened = self.opened.max(open.end);
+        Some((open, fetch))
+    }
+}
+
+impl Volume {
+    /// Appends up to `len` bytes from `offset` to `out`.
+    pub(super) fn read_file(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<()> {
+        loop {
+            let (pieces, root) = {
+                let state = file.state.lock();
+                let end = offset.saturating_add(len as u64).min(state.pieces.size());
+                if offset >= end {
+                    return Ok(());
+                }
+                let pieces: Vec<(Piece, Range<usize>)> = state
+                    .pieces
+                    .touching(offset..end)
+                    .map(|(at, piece)| {
+                        let from = offset.saturating_sub(at);
+                        let to = (end - at).min(piece.len);
+                        (piece.clone(), from as usize..to as usize)
+                    })
+                    .collect();
+                (pieces, state.root)
+            };
+            if pieces
+                .iter()
+                .any(|(piece, _)| matches!(piece.source, Source::Index { .. }))
+            {
+                self.expand(file, offset..offset.saturating_add(len as u64), wait)?;
+                continue;
+            }
+            for (piece, part) in &pieces {
+                self.append_part(file.ino, piece, part, root, out, wait)?;
+            }
+            return Ok(());
+        }
+    }
+
+    fn append_part(
+        &self,
+        ino: u64,
+        piece: &Piece,
+        part: &Range<usize>,
+        root: Option<RootId>,
+        out: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<()> {
+        match &piece.source {
+            Source::Hole => out.resize(out.len() + part.len(), 0),
+            Source::Memory { bytes, from } => {
+                out.extend_from_slice(&bytes[from + part.start..from + part.end])
+            }
+            Source::Block { id, skip, whole } => {
+                let chunk = self.chunk(ino, *id, *whole, root, wait)?;
+                let skip = *skip as usize;
+                out.extend_from_slice(&chunk[skip + part.start..skip + part.end]);
+            }
+            Source::Index { .. } => {
+                return Err(VolumeError::Invalid(
+                    "an index block has no plaintext of the file",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plaintext of one chunk, of exactly the length that the manifest gives.
+    pub(super) fn chunk(
+        &self,
+        ino: u64,
+        id: BlockId,
+        whole: u32,
+        root: Option<RootId>,
+        wait: Wait,
+    ) -> Result<Arc<Vec<u8>>> {
+        let path = || self.nodes.shown_path(ino);
+        let chunk = self
+            .blocks
+            .plaintext(id, root, wait)
+            .map_err(|error| VolumeError::block(path, error))?;
+        if chunk.len() == whole as usize {
+            return Ok(chunk);
+        }
+        let reason = format!("it holds {} bytes where the manifest says {whole}", chunk.len());
+        Err(VolumeError::block(path, BlockError::Damaged { id, reason }))
+    }
+
+    /// Looks up the index blocks that stand for parts of `range`, down to extents.
+    pub(super) fn expand(&self, file: &OpenFile, range: Range<u64>, wait: Wait) -> Result<()> {
+        self.expand_where(file, range, 0, wait)
+    }
+
+    /// Looks up every index block that lists index blocks, so that only the lowest kind is left.
+    pub(super) fn expand_upper(&self, file: &OpenFile) -> Result<()> {
+        self.expand_where(file, 0..u64::MAX, 1, Wait::Bounded)
+    }
+
+    fn expand_where(&self, file: &OpenFile, range: Range<u64>, deeper_than: u8, wait: Wait) -> Result<()> {
+        let next = || {
+            let state = file.state.lock();
+            let mut found =
+                state
+                    .pieces
+                    .touching(range.clone())
+                    .filter_map(|(at, piece)| match piece.source {
+                        Source::Index { id, depth } if depth > deeper_than => {
+                            Some((at, piece.len, id, depth))
+                        }
+                        _ => None,
+                    });
+            let found = found.next();
+            found.map(|piece| (piece, state.root))
+        };
+        while let Some(((at, len, id, depth), root)) = next() {
+            let path = || self.nodes.shown_path(file.ino);
+            let damaged = |reason: String| VolumeError::block(path, BlockError::Damaged { id, reason });
+            if depth > INDEX_DEPTH_MAX {
+                return Err(damaged("its index is deeper than any file's".into()));
+            }
+            let plain = self
+                .blocks
+                .read_once(id, root, wait)
+                .map_err(|error| VolumeError::block(path, error))?;
+            let below: Vec<(u64, Source)> = if depth == 1 {
+                let extents = index::decode_extents(&plain).map_err(|error| damaged(error.to_string()))?;
+                extents
+                    .iter()
+                    .map(|extent| (extent.len, source_of(extent)))
+                    .collect()
+            } else {
+                let refs = index::decode_refs(&plain).map_err(|error| damaged(error.to_string()))?;
+                refs.iter()
+                    .map(|entry| {
+                        (
+                            entry.len,
+                            Source::Index {
+                                id: entry.id,
+                                depth: depth - 1,
+                            },
+                        )
+                    })
+                    .collect()
+            };
+            if below.iter().map(|(len, _)| *len).sum::<u64>() != len {
+                return Err(damaged("its index does not cover the file".into()));
+            }
+            file.state.lock().pieces.expand(at, id, depth, below);
+        }
+        Ok(())
+    }
+
+    /// Brings near what a sequential reader will ask for next.
+    pub(super) fn read_ahead(&self, file: &OpenFile, ahead: &mut ReadAhead, offset: u64, len: usize) {
+        let Some((open, fetch)) = ahead.plan(offset, len as u64) else {
+            return;
+        };
+        let (mut to_open, mut to_fetch) = (Vec::new(), Vec::new());
+        let root = {
+            let state = file.state.lock();
+            for (at, piece) in state
+                .pieces
+                .touching(open.start.min(fetch.start)..fetch.end.max(open.end))
+            {
+                match piece.source {
+                    Source::Block { id, .. } if at < open.end => to_open.push(id),
+                    Source::Block { id, .. } | Source::Index { id, .. } => to_fetch.push(id),
+                    _ => {}
+                }
+            }
+            state.root
+        };
+        if !self.remote {
+            to_fetch.clear();
+        } else {
+            to_fetch.extend_from_slice(&to_open);
+        }
+        self.blocks.prefetch(&to_open, &to_fetch, root);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_grows_for_a_sequential_reader_and_closes_for_a_random_one() {
+        let mut ahead = ReadAhead::default();
+        let mut last = 0;
+        for step in 0..64u64 {
+            if let Some((_, fetch)) = ahead.plan(step << 17, 1 << 17) {
+                assert!(fetch.start >= last, "nothing is asked for twice");
+                last = fetch.end;
+            }
+        }
+        assert_eq!(last, (64 << 17) + WINDOW_MAX);
+        assert!(ahead.plan(1 << 40, 4096).is_none());
+        assert!(ahead.plan(1 << 30, 4096).is_none());
+    }
+}

@@ -1,0 +1,457 @@
+//! The volume without a kernel: real folders, a store in memory, and a plain map of names to bytes to compare with.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Allocate, ROOT_INO, SeekTo, Volume, VolumeError, VolumeOptions, Wait};
+use crate::base::types::{Caller, FileKind, OpenMode, RenameMode, SetAttr, SetTime, Timestamp};
+use crate::folder::Folder;
+use crate::keys::{RootSecret, VolumeKeys};
+use crate::store::{BlockStore, MemoryStore, NoFetch, Tiered};
+
+const CALLER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+    umask: 0o022,
+};
+const RW: OpenMode = OpenMode {
+    read: true,
+    write: true,
+    append: false,
+    truncate: false,
+    sync: false,
+};
+
+struct Bench {
+    temp: tempfile::TempDir,
+    keys: Arc<VolumeKeys>,
+    store: Arc<dyn BlockStore>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let keys = VolumeKeys::from_root(&RootSecret::from_bytes([7; 32]), 1).unwrap();
+        Self {
+            temp: tempfile::tempdir().unwrap(),
+            keys: Arc::new(keys),
+            store: Arc::new(MemoryStore::new(crate::base::StoreId([1; 16]))),
+        }
+    }
+
+    fn start(&self) -> Arc<Volume> {
+        let tiered = Tiered::new(Arc::clone(&self.store), Arc::new(NoFetch), Duration::from_secs(1));
+        let options = VolumeOptions {
+            timeout: Duration::from_secs(5),
+            sync_interval: Duration::from_secs(3600),
+            ..VolumeOptions::default()
+        };
+        Volume::start(
+            Folder::open(self.temp.path()).unwrap(),
+            Arc::clone(&self.keys),
+            tiered,
+            options,
+        )
+        .unwrap()
+    }
+}
+
+fn write_all(volume: &Volume, name: &str, data: &[u8]) -> u64 {
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new(name), 0o644, RW, &CALLER)
+        .unwrap();
+    for (index, part) in data.chunks(1 << 20).enumerate() {
+        volume
+            .write(opened.fh, (index as u64) << 20, part, Wait::Bounded)
+            .unwrap();
+    }
+    volume.flush(opened.fh).unwrap();
+    volume.release(opened.fh);
+    attr.ino
+}
+
+fn read_all(volume: &Volume, ino: u64) -> Vec<u8> {
+    let opened = volume
+        .open(
+            ino,
+            OpenMode {
+                read: true,
+                ..OpenMode::default()
+            },
+        )
+        .unwrap();
+    let (mut all, mut part) = (Vec::new(), Vec::new());
+    loop {
+        volume
+            .read(opened.fh, all.len() as u64, 1 << 20, &mut part, Wait::Bounded)
+            .unwrap();
+        if part.is_empty() {
+            break;
+        }
+        all.extend_from_slice(&part);
+    }
+    volume.release(opened.fh);
+    all
+}
+
+/// Bytes that neither repeat nor compress.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut out = vec![0; len];
+    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    reader.fill(&mut out);
+    out
+}
+
+#[test]
+fn files_of_every_size_come_back_after_a_restart() {
+    let bench = Bench::new();
+    let sizes = [
+        0,
+        1,
+        3_900,
+        3_901,
+        4_096,
+        65_536,
+        300_000,
+        1 << 20,
+        9_000_000,
+        40_000_000,
+    ];
+    let volume = bench.start();
+    for (seed, size) in sizes.iter().enumerate() {
+        write_all(&volume, &format!("f{size}"), &noise(*size, seed as u64));
+    }
+    volume.shutdown().unwrap();
+    drop(volume);
+    let volume = bench.start();
+    for (seed, size) in sizes.iter().enumerate() {
+        let attr = volume.lookup(ROOT_INO, OsStr::new(&format!("f{size}"))).unwrap();
+        assert_eq!(attr.size, *size as u64);
+        assert!(
+            read_all(&volume, attr.ino) == noise(*size, seed as u64),
+            "size {size}"
+        );
+        let host = bench.temp.path().join(format!("f{size}.f"));
+        assert!(std::fs::metadata(host).unwrap().len() <= 8192);
+    }
+}
+
+#[test]
+fn one_byte_in_front_of_a_large_file_stores_little_that_is_new() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let data = noise(32 << 20, 1);
+    write_all(&volume, "a", &data);
+    let before = bench.store.stats().unwrap().bytes;
+    let mut shifted = vec![b'!'];
+    shifted.extend_from_slice(&data);
+    let ino = write_all(&volume, "b", &shifted);
+    let new = bench.store.stats().unwrap().bytes - before;
+    assert!(new < 2 << 20, "{new} new bytes");
+    assert!(read_all(&volume, ino) == shifted);
+}
+
+#[test]
+fn a_change_in_the_middle_of_a_large_file_seals_only_around_it() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let mut data = noise(40 << 20, 2);
+    let ino = write_all(&volume, "a", &data);
+    let before = bench.store.stats().unwrap().bytes;
+    let opened = volume.open(ino, RW).unwrap();
+    data[20_000_000..20_000_010].copy_from_slice(b"0123456789");
+    volume
+        .write(opened.fh, 20_000_000, b"0123456789", Wait::Bounded)
+        .unwrap();
+    volume.fsync(opened.fh).unwrap();
+    volume.release(opened.fh);
+    let new = bench.store.stats().unwrap().bytes - before;
+    assert!(new < 3 << 20, "{new} new bytes");
+    assert!(read_all(&volume, ino) == data);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new("s"), 0o644, RW, &CALLER)
+        .unwrap();
+    volume.write(opened.fh, 1 << 44, b"end", Wait::Bounded).unwrap();
+    volume.fsync(opened.fh).unwrap();
+    assert_eq!(volume.lseek(opened.fh, 0, SeekTo::Data).unwrap(), 1 << 44);
+    assert_eq!(volume.lseek(opened.fh, 5, SeekTo::Hole).unwrap(), 5);
+    volume.release(opened.fh);
+    let attr = volume.getattr(attr.ino, None).unwrap();
+    assert_eq!((attr.size, attr.blocks), ((1 << 44) + 3, 1));
+    assert!(bench.store.stats().unwrap().bytes < 1000);
+    let opened = volume.open(attr.ino, RW).unwrap();
+    volume
+        .fallocate(opened.fh, 1 << 44, 2, Allocate::PunchHole, true)
+        .unwrap();
+    let mut out = Vec::new();
+    volume
+        .read(opened.fh, (1 << 44) - 1, 10, &mut out, Wait::Bounded)
+        .unwrap();
+    assert_eq!(out, b"\0\0\0d");
+}
+
+#[test]
+fn an_open_file_lives_on_without_a_name() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new("x"), 0o644, RW, &CALLER)
+        .unwrap();
+    volume.write(opened.fh, 0, b"still here", Wait::Bounded).unwrap();
+    volume.unlink(ROOT_INO, OsStr::new("x")).unwrap();
+    assert_eq!(volume.getattr(attr.ino, Some(opened.fh)).unwrap().nlink, 0);
+    volume.flush(opened.fh).unwrap();
+    let mut out = Vec::new();
+    volume.read(opened.fh, 0, 100, &mut out, Wait::Bounded).unwrap();
+    assert_eq!(out, b"still here");
+    volume.release(opened.fh);
+    assert!(matches!(
+        volume.lookup(ROOT_INO, OsStr::new("x")),
+        Err(VolumeError::NotFound)
+    ));
+    assert_eq!(std::fs::read_dir(bench.temp.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn times_set_by_hand_outlive_the_write_back() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new("t"), 0o644, RW, &CALLER)
+        .unwrap();
+    volume.write(opened.fh, 0, b"x", Wait::Bounded).unwrap();
+    let time = Timestamp {
+        secs: 1_000_000,
+        nanos: 7,
+    };
+    let set = SetAttr {
+        mtime: Some(SetTime::At(time)),
+        ..SetAttr::default()
+    };
+    volume.setattr(attr.ino, Some(opened.fh), &set, &CALLER).unwrap();
+    volume.flush(opened.fh).unwrap();
+    volume.release(opened.fh);
+    assert_eq!(volume.getattr(attr.ino, None).unwrap().mtime, time);
+}
+
+#[test]
+fn a_damaged_newest_slot_gives_the_version_before_it_and_damage_to_both_an_error() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let ino = write_all(&volume, "d", b"first");
+    let opened = volume.open(ino, RW).unwrap();
+    volume.write(opened.fh, 0, b"FIRST", Wait::Bounded).unwrap();
+    volume.flush(opened.fh).unwrap();
+    volume.release(opened.fh);
+    assert_eq!(read_all(&volume, ino), b"FIRST");
+    let host = bench.temp.path().join("d.f");
+    let mut bytes = std::fs::read(&host).unwrap();
+    bytes[4096 + 110] ^= 1;
+    std::fs::write(&host, &bytes).unwrap();
+    assert_eq!(read_all(&volume, ino), b"first");
+    bytes[100] ^= 1;
+    std::fs::write(&host, &bytes).unwrap();
+    let error = volume.open(ino, RW).unwrap_err();
+    assert!(
+        matches!(&error, VolumeError::Damaged { path, .. } if path == "d"),
+        "{error}"
+    );
+}
+
+#[test]
+fn writing_is_refused_where_nothing_may_be_changed() {
+    let bench = Bench::new();
+    write_all(&bench.start(), "r", b"data");
+    let tiered = Tiered::new(
+        Arc::clone(&bench.store),
+        Arc::new(NoFetch),
+        Duration::from_secs(1),
+    );
+    let options = VolumeOptions {
+        read_only: Some("a reader's device"),
+        ..VolumeOptions::default()
+    };
+    let folder = Folder::open(bench.temp.path()).unwrap();
+    let volume = Volume::start(folder, Arc::clone(&bench.keys), tiered, options).unwrap();
+    let ino = volume.lookup(ROOT_INO, OsStr::new("r")).unwrap().ino;
+    assert_eq!(read_all(&volume, ino), b"data");
+    assert!(matches!(volume.open(ino, RW), Err(VolumeError::ReadOnly(_))));
+    assert!(matches!(
+        volume.unlink(ROOT_INO, OsStr::new("r")),
+        Err(VolumeError::ReadOnly(_))
+    ));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write {
+        file: u8,
+        offset: u32,
+        len: u32,
+        seed: u64,
+    },
+    Truncate {
+        file: u8,
+        size: u32,
+    },
+    Punch {
+        file: u8,
+        offset: u32,
+        len: u32,
+    },
+    Rename {
+        from: u8,
+        to: u8,
+    },
+    Unlink {
+        file: u8,
+    },
+    Flush {
+        file: u8,
+    },
+    /// The daemon dies: what was flushed is still there, what was not may be.
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let file = 0u8..4;
+    let offset = prop_oneof![0u32..8_000, 0u32..3_000_000];
+    let len = prop_oneof![1u32..5_000, 1u32..1_000_000];
+    prop_oneof![
+        6 => (file.clone(), offset.clone(), len.clone(), any::<u64>())
+            .prop_map(|(file, offset, len, seed)| Op::Write { file, offset, len, seed }),
+        2 => (file.clone(), offset.clone()).prop_map(|(file, size)| Op::Truncate { file, size }),
+        1 => (file.clone(), offset, len).prop_map(|(file, offset, len)| Op::Punch { file, offset, len }),
+        1 => (file.clone(), 0u8..4).prop_map(|(from, to)| Op::Rename { from, to }),
+        1 => file.clone().prop_map(|file| Op::Unlink { file }),
+        3 => file.prop_map(|file| Op::Flush { file }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// The mount's side of the comparison: every file is kept open for writing, as a program would.
+struct Replay {
+    bench: Bench,
+    volume: Arc<Volume>,
+    open: BTreeMap<u8, u64>,
+}
+
+impl Replay {
+    fn handle(&mut self, file: u8) -> u64 {
+        if let Some(fh) = self.open.get(&file) {
+            return *fh;
+        }
+        let name = file.to_string();
+        let fh = match self.volume.lookup(ROOT_INO, OsStr::new(&name)) {
+            Ok(attr) => self.volume.open(attr.ino, RW).unwrap().fh,
+            Err(_) => {
+                self.volume
+                    .create(ROOT_INO, OsStr::new(&name), 0o600, RW, &CALLER)
+                    .unwrap()
+                    .1
+                    .fh
+            }
+        };
+        self.open.insert(file, fh);
+        fh
+    }
+
+    fn close(&mut self, file: u8) {
+        if let Some(fh) = self.open.remove(&file) {
+            self.volume.flush(fh).unwrap();
+            self.volume.release(fh);
+        }
+    }
+
+    fn close_all(&mut self) {
+        for file in 0..4 {
+            self.close(file);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_volume_is_a_map_of_names_to_bytes(ops in proptest::collection::vec(op(), 1..40)) {
+        let bench = Bench::new();
+        let volume = bench.start();
+        let mut replay = Replay { bench, volume, open: BTreeMap::new() };
+        let mut model: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Write { file, offset, len, seed } => {
+                    let data = noise(len as usize, seed);
+                    let fh = replay.handle(file);
+                    replay.volume.write(fh, u64::from(offset), &data, Wait::Bounded).unwrap();
+                    let content = model.entry(file).or_default();
+                    let end = offset as usize + data.len();
+                    content.resize(content.len().max(end), 0);
+                    content[offset as usize..end].copy_from_slice(&data);
+                }
+                Op::Truncate { file, size } => {
+                    replay.close(file);
+                    let Ok(attr) = replay.volume.lookup(ROOT_INO, OsStr::new(&file.to_string())) else { continue };
+                    let set = SetAttr { size: Some(u64::from(size)), ..SetAttr::default() };
+                    replay.volume.setattr(attr.ino, None, &set, &CALLER).unwrap();
+                    model.entry(file).or_default().resize(size as usize, 0);
+                }
+                Op::Punch { file, offset, len } => {
+                    let fh = replay.handle(file);
+                    replay.volume.fallocate(fh, u64::from(offset), u64::from(len), Allocate::PunchHole, true).unwrap();
+                    let content = model.entry(file).or_default();
+                    let end = (offset as usize + len as usize).min(content.len());
+                    if (offset as usize) < end { content[offset as usize..end].fill(0); }
+                }
+                Op::Rename { from, to } => {
+                    replay.close(from);
+                    replay.close(to);
+                    let (a, b) = (from.to_string(), to.to_string());
+                    let moved = replay.volume.rename(ROOT_INO, OsStr::new(&a), ROOT_INO, OsStr::new(&b), RenameMode::Replace);
+                    prop_assert_eq!(moved.is_ok(), model.contains_key(&from));
+                    if from != to && let Some(content) = model.remove(&from) { model.insert(to, content); }
+                }
+                Op::Unlink { file } => {
+                    replay.close(file);
+                    let gone = replay.volume.unlink(ROOT_INO, OsStr::new(&file.to_string()));
+                    prop_assert_eq!(gone.is_ok(), model.remove(&file).is_some());
+                }
+                Op::Flush { file } => {
+                    if let Some(fh) = replay.open.get(&file) { replay.volume.flush(*fh).unwrap(); }
+                }
+                Op::Restart => {
+                    replay.close_all();
+                    // Not a shutdown: the old volume is left as a dead daemon leaves it.
+                    replay.volume = replay.bench.start();
+                }
+            }
+        }
+        replay.close_all();
+        for (round, volume) in [Arc::clone(&replay.volume), replay.bench.start()].iter().enumerate() {
+            let fh = volume.opendir(ROOT_INO).unwrap();
+            let mut names = Vec::new();
+            volume.readdir(fh, 0, &mut |entry| {
+                if entry.kind == FileKind::Regular { names.push(entry.name.into_string().unwrap()); }
+                true
+            }).unwrap();
+            names.sort();
+            prop_assert_eq!(&names, &model.keys().map(|file| file.to_string()).collect::<Vec<_>>());
+            for (file, content) in &model {
+                let attr = volume.lookup(ROOT_INO, OsStr::new(&file.to_string())).unwrap();
+                prop_assert_eq!(attr.size, content.len() as u64);
+                prop_assert!(&read_all(volume, attr.ino) == content, "file {} in round {}", file, round);
+            }
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! From memory to blocks to the slot: sealing what was written and naming it in the `.f`.
+//!
+//! Invariant: a slot is written only for a content whose blocks are all committed to the store, and only while no writer changes it, so
+//! that each version on disk is one that existed between two writes. Called by `flush`, `fsync`, the background threads and shutdown.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::blocks::{Blocks, Cut, Stored};
+use super::error::{Result, VolumeError};
+use super::open_file::{OpenFile, State};
+use super::pieces::{Piece, Pieces, Source};
+use super::{Volume, Wait};
+use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
+use crate::base::types::Timestamp;
+use crate::folder::slots;
+use crate::object::{Content, Extent, IndexRef, Manifest, index, slot};
+
+/// Plaintext sealed at once: enough chunks for all cores, little against the memory budget.
+pub const BATCH: u64 = 8 << 20;
+
+/// A stretch shorter than this is not worth sealing before the file is flushed: it may still change.
+pub const STREAM_MIN: u64 = 4 << 20;
+
+/// After so many rounds in which writers kept changing the file, they are made to wait.
+const PATIENT_ROUNDS: usize = 2;
+
+/// What to seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spill {
+    /// Long stretches, as far as their cuts are certain: the file is still being written.
+    Streams,
+    /// Everything.
+    All,
+}
+
+/// A stretch about to be sealed.
+struct Plan {
+    start: u64,
+    pieces: Vec<Piece>,
+    /// Settled blocks behind the stretch, to be taken in when its last chunk would be too short.
+    behind: Vec<Piece>,
+    /// The stretch goes on behind `pieces`.
+    goes_on: bool,
+    stamp: u64,
+}
+
+impl Volume {
+    /// Brings the `.f` up to date with what was written. It survives the death of the process when this returns.
+    pub(super) fn write_back(&self, file: &OpenFile) -> Result<()> {
+        let _one = file.write_back.lock();
+        self.write_back_locked(file)
+    }
+
+    /// As `write_back`, and survives a power cut.
+    pub(super) fn write_through(&self, file: &OpenFile) -> Result<()> {
+        // Until the newest version is known to be durable no newer one may be written over it.
+        let _one = file.write_back.lock();
+        self.write_back_locked(file)?;
+        if file.state.lock().unlinked {
+            return Ok(());
+        }
+        self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
+        file.host
+            .sync_all()
+            .map_err(|error| VolumeError::host("fsync the .f", error))?;
+        let mut state = file.state.lock();
+        state.durable = state.latest;
+        self.durability.is_durable(file.ino, state.generation);
+        Ok(())
+    }
+
+    fn write_back_locked(&self, file: &OpenFile) -> Result<()> {
+        for round in 0.. {
+            {
+                let state = file.state.lock();
+                if !state.changed || state.unlinked {
+                    return Ok(());
+                }
+            }
+            let _quiet = (round >= PATIENT_ROUNDS).then(|| file.gate.write());
+            self.expand_upper(file)?;
+            if self.write_small(file)? {
+                return Ok(());
+            }
+            self.spill_locked(file, Spill::All)?;
+            let mut state = file.state.lock();
+            if !state.changed || state.unlinked {
+                return Ok(());
+            }
+            let upper = state
+                .pieces
+                .iter()
+                .any(|(_, p)| matches!(p.source, Source::Index { depth: 2.., .. }));
+            if state.pieces.is_settled() && !upper {
+                return self.write_slot(file, &mut state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals what is in memory without touching the `.f`.
+    pub(super) fn spill(&self, file: &OpenFile, what: Spill) -> Result<()> {
+        let _one = file.write_back.lock();
+        self.spill_locked(file, what)
+    }
+
+    fn spill_locked(&self, file: &OpenFile, what: Spill) -> Result<()> {
+        let mut from = 0;
+        let mut data = Vec::new();
+        while let Some(range) = { file.state.lock().pieces.unsettled_after(from) } {
+            if what == Spill::Streams && range.end - range.start < STREAM_MIN {
+                from = range.end;
+                continue;
+            }
+            let Some(plan) = plan(&file.state.lock(), range.clone()) else {
+                continue;
+            };
+            data.clear();
+            for piece in &plan.pieces {
+                self.append_plaintext(file, piece, &mut data)?;
+            }
+            let cuts = self.cut_plan(file, &plan, &mut data, what)?;
+            let covered: usize = cuts.iter().map(|cut| cut_len(*cut)).sum();
+            if covered == 0 {
+                from = range.end;
+                continue;
+            }
+            let (stored, seq) = self.blocks.store(&data[..covered], &cuts)?;
+            let covered = plan.start..plan.start + covered as u64;
+            from = covered.end;
+            let mut state = file.state.lock();
+            if !same_since(&state.pieces, &covered, plan.stamp) {
+                // Written to meanwhile: it has another turn, and the blocks are left for the collector.
+                return Ok(());
+            }
+            let before = state.pieces.in_memory();
+            state.pieces.replace(covered, stored.iter().map(settle));
+            state.seq = state.seq.max(seq);
+            self.budget.changed(before, state.pieces.in_memory());
+        }
+        Ok(())
+    }
+
+    /// Cuts the plan's plaintext. A last chunk that would be too short takes in the blocks behind it.
+    fn cut_plan(&self, file: &OpenFile, plan: &Plan, data: &mut Vec<u8>, what: Spill) -> Result<Vec<Cut>> {
+        if plan.goes_on || what == Spill::Streams {
+            return Ok(self.blocks.cuts(data, false));
+        }
+        let mut behind = plan.behind.iter();
+        loop {
+            let cuts = self.blocks.cuts(data, true);
+            let short = matches!(cuts.last(), Some(Cut::Data(len)) if *len < CHUNK_MIN);
+            match behind.next() {
+                Some(piece) if short => self.append_plaintext(file, piece, data)?,
+                _ => return Ok(cuts),
+            }
+        }
+    }
+
+    fn append_plaintext(&self, file: &OpenFile, piece: &Piece, out: &mut Vec<u8>) -> Result<()> {
+        let len = piece.len as usize;
+        match &piece.source {
+            Source::Hole => out.resize(out.len() + len, 0),
+            Source::Memory { bytes, from } => out.extend_from_slice(&bytes[*from..*from + len]),
+            Source::Block { id, skip, whole } => {
+                let chunk = self.chunk(file.ino, *id, *whole, None, Wait::Bounded)?;
+                let skip = *skip as usize;
+                out.extend_from_slice(&chunk[skip..skip + len]);
+            }
+            Source::Index { .. } => {
+                return Err(VolumeError::Invalid(
+                    "an index block has no plaintext of the file",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that fits into its slot is written there. Says whether it was.
+    fn write_small(&self, file: &OpenFile) -> Result<bool> {
+        let (pieces, stamp, size) = {
+            let state = file.state.lock();
+            if state.pieces.size() > slot::inline_max() as u64 {
+                return Ok(false);
+            }
+            let pieces: Vec<Piece> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
+            if pieces
+                .iter()
+                .any(|piece| matches!(piece.source, Source::Index { .. }))
+            {
+                return Ok(false);
+            }
+            (pieces, state.pieces.stamp(), state.pieces.size())
+        };
+        let mut data = Vec::with_capacity(size as usize);
+        for piece in &pieces {
+            self.append_plaintext(file, piece, &mut data)?;
+        }
+        drop(pieces);
+        let mut state = file.state.lock();
+        if state.pieces.stamp() != stamp {
+            return Ok(false);
+        }
+        if !state.changed || state.unlinked {
+            return Ok(true);
+        }
+        self.commit(file, &mut state, Content::Inline(data), 0, Vec::new())?;
+        Ok(true)
+    }
+
+    /// Writes the slot of a content that is all settled.
+    fn write_slot(&self, file: &OpenFile, state: &mut State) -> Result<()> {
+        let extents = flat_extents(&state.pieces);
+        if let Some(extents) = extents {
+            let content = Content::Extents(extents);
+            if slot::fits(&content) {
+                let seq = state.seq;
+                return self.commit(file, state, content, seq, Vec::new());
+            }
+        }
+        let (leaves, mut seq) = self.leaf_refs(&state.pieces)?;
+        seq = seq.max(state.seq);
+        let intact: Vec<(u64, IndexRef)> = offsets(&leaves).collect();
+        let (mut depth, mut refs) = (1, leaves);
+        while !slot::fits(&Content::Index {
+            depth,
+            refs: refs.clone(),
+        }) {
+            let groups = index::cut_refs(&refs);
+            let encoded: Vec<Vec<u8>> = groups
+                .iter()
+                .map(|range| index::encode_refs(&refs[range.clone()]))
+                .collect();
+            let (ids, put) = store_all(&self.blocks, &encoded)?;
+            seq = seq.max(put);
+            refs = groups
+                .iter()
+                .zip(ids)
+                .map(|(range, id)| IndexRef {
+                    len: refs[range.clone()].iter().map(|r| r.len).sum(),
+                    id,
+                })
+                .collect();
+            depth += 1;
+        }
+        self.commit(file, state, Content::Index { depth, refs }, seq, intact)
+    }
+
+    /// The index blocks over all extents: those of unchanged stretches as they are, new ones for the rest.
+    fn leaf_refs(&self, pieces: &Pieces) -> Result<(Vec<IndexRef>, u64)> {
+        enum Leaf {
+            Ready(IndexRef),
+            New { len: u64 },
+        }
+        let (mut leaves, mut encoded) = (Vec::new(), Vec::new());
+        let mut pending: Vec<Extent> = Vec::new();
+        let mut close = |pending: &mut Vec<Extent>, leaves: &mut Vec<Leaf>| {
+            for range in index::cut_extents(pending) {
+                leaves.push(Leaf::New {
+                    len: pending[range.clone()].iter().map(|e| e.len).sum(),
+                });
+                encoded.push(index::encode_extents(&pending[range]));
+            }
+            pending.clear();
+        };
+        let mut covered = 0;
+        for (offset, piece) in pieces.iter() {
+            if offset < covered {
+                continue;
+            }
+            let ready = match (&piece.source, pieces.intact_at(offset)) {
+                (Source::Index { id, .. }, _) => Some(IndexRef {
+                    len: piece.len,
+                    id: *id,
+                }),
+                (_, intact) => intact,
+            };
+            if let Some(ready) = ready {
+                close(&mut pending, &mut leaves);
+                covered = offset + ready.len;
+                leaves.push(Leaf::Ready(ready));
+            } else {
+                push_extent(&mut pending, piece);
+            }
+        }
+        close(&mut pending, &mut leaves);
+        let (ids, seq) = store_all(&self.blocks, &encoded)?;
+        let mut ids = ids.into_iter();
+        let refs = leaves
+            .into_iter()
+            .filter_map(|leaf| match leaf {
+                Leaf::Ready(entry) => Some(entry),
+                Leaf::New { len } => ids.next().map(|id| IndexRef { len, id }),
+            })
+            .collect();
+        Ok((refs, seq))
+    }
+
+    /// Writes the next generation in place, and takes note that it is not durable yet.
+    fn commit(
+        &self,
+        file: &OpenFile,
+        state: &mut State,
+        content: Content,
+        seq: u64,
+        intact: Vec<(u64, IndexRef)>,
+    ) -> Result<()> {
+        let root = content.root();
+        let manifest = Manifest {
+            file_id: state.id,
+            generation: state.generation + 1,
+            size: state.pieces.size(),
+            store: self.blocks.tiered().store().id(),
+            seq: if root.is_some() { seq } else { 0 },
+            content,
+        };
+        let encoded = slot::encode(&manifest, self.blocks.keys()).map_err(VolumeError::seal)?;
+        let target = state.next_slot();
+        slots::write(&file.host, target, &encoded)
+            .map_err(|error| VolumeError::host("write the .f", error))?;
+        state.generation = manifest.generation;
+        state.latest = Some(target);
+        state.changed = false;
+        state.failed = None;
+        if state.root != root {
+            state.root = root;
+            if let (Some(root), Some(announce)) = (root, &self.announce) {
+                announce(root);
+            }
+        }
+        state.pieces.set_intact(intact);
+        self.durability.wrote(file.ino, state);
+        self.nodes.content_seen(file.ino, state.generation);
+        self.nodes.set_known_size(file.ino, None);
+        if let Some(mtime) = state.mtime.take() {
+            set_mtime(&file.host, mtime)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets only the time of the last change.
+pub(super) fn set_mtime(host: &std::fs::File, mtime: Timestamp) -> Result<()> {
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: mtime.secs,
+            tv_nsec: i64::from(mtime.nanos),
+        },
+    };
+    rustix::fs::futimens(host, &times).map_err(|error| VolumeError::host("set the time of the .f", error))
+}
+
+fn plan(state: &State, range: Range<u64>) -> Option<Plan> {
+    let pieces = &state.pieces;
+    let mut plan = Plan {
+        start: range.start,
+        pieces: Vec::new(),
+        behind: Vec::new(),
+        goes_on: false,
+        stamp: pieces.stamp(),
+    };
+    // A chunk that only the end of the file made short is cut anew together with what follows it.
+    if range.start > 0
+        && let Some((offset, before)) = pieces.touching(range.start - 1..range.start).next()
+        && matches!(before.source, Source::Block { .. })
+        && before.len < CHUNK_MIN as u64
+    {
+        plan.start = offset;
+        plan.pieces.push(before.clone());
+    }
+    let mut total = 0;
+    for (offset, piece) in pieces.touching(range.start..u64::MAX) {
+        if offset >= range.end {
+            if !matches!(piece.source, Source::Block { .. }) || plan.behind.len() == 2 {
+                break;
+            }
+            plan.behind.push(piece.clone());
+        } else if total >= BATCH {
+            plan.goes_on = true;
+            break;
+        } else {
+            total += piece.len;
+            plan.pieces.push(piece.clone());
+        }
+    }
+    (total > 0).then_some(plan)
+}
+
+fn same_since(pieces: &Pieces, covered: &Range<u64>, stamp: u64) -> bool {
+    covered.end <= pieces.size()
+        && pieces
+            .touching(covered.clone())
+            .all(|(_, piece)| piece.stamp <= stamp)
+}
+
+fn settle(stored: &Stored) -> (u64, Source) {
+    let source = match stored.block {
+        Some(id) => Source::Block {
+            id,
+            skip: 0,
+            whole: stored.len as u32,
+        },
+        None => Source::Hole,
+    };
+    (stored.len as u64, source)
+}
+
+fn cut_len(cut: Cut) -> usize {
+    let (Cut::Data(len) | Cut::Zeros(len)) = cut;
+    len
+}
+
+fn push_extent(extents: &mut Vec<Extent>, piece: &Piece) {
+    let extent = Pieces::extent_of(piece);
+    match extents.last_mut() {
+        Some(last) if last.block.is_none() && extent.block.is_none() => last.len += extent.len,
+        _ => extents.push(extent),
+    }
+}
+
+/// All extents, unless index blocks stand for some.
+fn flat_extents(pieces: &Pieces) -> Option<Vec<Extent>> {
+    let mut extents = Vec::new();
+    for (_, piece) in pieces.iter() {
+        if matches!(piece.source, Source::Index { .. }) || extents.len() > 2 * CHUNK_MAX / CHUNK_MIN * 64 {
+            return None;
+        }
+        push_extent(&mut extents, piece);
+    }
+    Some(extents)
+}
+
+fn offsets(refs: &[IndexRef]) -> impl Iterator<Item = (u64, IndexRef)> {
+    let mut at = 0;
+    refs.iter().map(move |entry| {
+        let here = at;
+        at += entry.len;
+        (here, *entry)
+    })
+}
+
+fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<crate::base::BlockId>, u64)> {
+    if encoded.is_empty() {
+        return Ok((Vec::new(), 0));
+    }
+    let cuts: Vec<Cut> = encoded.iter().map(|bytes| Cut::Data(bytes.len())).collect();
+    let (stored, seq) = blocks.store(&encoded.concat(), &cuts)?;
+    Ok((stored.into_iter().filter_map(|s| s.block).collect(), seq))
+}
