@@ -57,26 +57,31 @@ fn import_and_export_carry_trees_in_and_out() {
     let source = volume.place().join("source");
     tree::real_tree(&source, 300);
     let out = volume.place().join("out");
-    volume.dfs(["import"]).arg(volume.folder()).arg(&source).ok();
-    wait_for("the import is seen", SOON, || volume.at("source").exists());
-    volume
-        .dfs(["export"])
-        .arg(volume.folder())
-        .arg("source")
-        .arg(&out)
-        .ok();
-    let exported = if out.join("source").exists() {
-        out.join("source")
-    } else {
-        out
-    };
-    Cmd::new("diff")
-        .args(["-r", "--no-dereference"])
-        .arg(&source)
-        .arg(&exported)
-        .ok();
+    volume.dfs(["import"]).arg(&source).arg(volume.mountpoint()).ok();
+    tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&volume.at("source")));
+    volume.dfs(["export"]).arg(volume.at("source")).arg(&out).ok();
+    tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&out));
     volume.unmount();
     tree::assert_absent(tree::CANARY, volume.folder());
+}
+
+#[test]
+fn import_and_export_work_without_a_daemon() {
+    let mut volume = TestVolume::new();
+    let source = volume.place().join("source");
+    fs::create_dir(&source).unwrap();
+    tree::odd_tree(&source);
+    let out = volume.place().join("out");
+    volume.dfs(["import"]).arg(&source).arg(volume.folder()).ok();
+    tree::assert_only_manifests(volume.folder());
+    volume
+        .dfs(["export"])
+        .arg(volume.folder().join("source"))
+        .arg(&out)
+        .ok();
+    tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&out));
+    volume.mount();
+    tree::assert_same(&tree::snapshot(&source), &tree::snapshot(&volume.at("source")));
 }
 
 #[test]
