@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod host;
+pub mod listener;
 pub mod marker;
 pub mod slots;
 pub mod state;

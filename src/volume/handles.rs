@@ -444,7 +444,7 @@ impl Volume {
     }
 
     /// Brings memory back under the budget: by sealing what this file has, then by waiting for others.
-    fn make_room(&self, file: &Arc<OpenFile>) -> Result<()> {
+    pub(super) fn make_room(&self, file: &Arc<OpenFile>) -> Result<()> {
         self.spill(file, Spill::All)?;
         if !self.budget.is_over() {
             return Ok(());

@@ -11,6 +11,7 @@ mod budget;
 mod durability;
 mod error;
 mod handles;
+mod import;
 mod listing;
 mod nodes;
 mod open_file;
@@ -22,6 +23,7 @@ mod tree;
 mod write_back;
 
 pub use error::{BlockError, Result, VolumeError};
+pub use import::Imported;
 pub use open_file::{Chosen, choose};
 
 use std::sync::Arc;

@@ -27,14 +27,14 @@ const RW: OpenMode = OpenMode {
     sync: false,
 };
 
-struct Bench {
+pub(super) struct Bench {
     temp: tempfile::TempDir,
     keys: Arc<VolumeKeys>,
     store: Arc<dyn BlockStore>,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let keys = VolumeKeys::from_root(&RootSecret::from_bytes([7; 32]), 1).unwrap();
         Self {
             temp: tempfile::tempdir().unwrap(),
@@ -43,7 +43,23 @@ impl Bench {
         }
     }
 
-    fn start(&self) -> Arc<Volume> {
+    pub(super) fn path(&self) -> &std::path::Path {
+        self.temp.path()
+    }
+
+    pub(super) fn write(&self, volume: &Volume, name: &str, data: &[u8]) {
+        write_all(volume, name, data);
+    }
+
+    pub(super) fn read(&self, volume: &Volume, path: &str) -> Vec<u8> {
+        let mut ino = ROOT_INO;
+        for name in path.split('/') {
+            ino = volume.lookup(ino, OsStr::new(name)).unwrap().ino;
+        }
+        read_all(volume, ino)
+    }
+
+    pub(super) fn start(&self) -> Arc<Volume> {
         let tiered = Tiered::new(Arc::clone(&self.store), Arc::new(NoFetch), Duration::from_secs(1));
         let options = VolumeOptions {
             timeout: Duration::from_secs(5),
