@@ -8,6 +8,7 @@ use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305, XNonce};
 use zstd::bulk::{Compressor, Decompressor};
 
+use super::buffers::Buffers;
 use super::{EpochKey, padme};
 use crate::base::limits::{BLOCK_MAX, CHUNK_MAX};
 use crate::base::{BlockId, PlainHash};
@@ -116,6 +117,7 @@ fn le32(bytes: &[u8]) -> u32 {
 pub struct Sealer {
     zstd: Compressor<'static>,
     compressed: Vec<u8>,
+    blocks: Buffers,
 }
 
 impl std::fmt::Debug for Sealer {
@@ -130,9 +132,15 @@ impl Sealer {
 
     /// A sealer that compresses at zstd `level`.
     pub fn new(level: i32) -> Result<Self, SealError> {
+        Self::with_buffers(level, Buffers::default())
+    }
+
+    /// A sealer that shares the memory of its blocks with others.
+    pub(super) fn with_buffers(level: i32, blocks: Buffers) -> Result<Self, SealError> {
         Ok(Self {
             zstd: Compressor::new(level).map_err(SealError::Compressor)?,
             compressed: vec![0; CHUNK_MAX],
+            blocks,
         })
     }
 
@@ -146,39 +154,37 @@ impl Sealer {
         if plaintext.is_empty() || plaintext.len() > CHUNK_MAX {
             return Err(SealError::Length(plaintext.len()));
         }
-        let compressed = self.compress(plaintext);
-        let (header, content) = match compressed {
-            Some(content) => (header(ZSTD, epoch), content),
-            None => (header(RAW, epoch), plaintext),
-        };
-        let block = encrypt(&header, key, plaintext.len(), content)?;
-        Ok((BlockId::of(&block), Bytes::from(block)))
-    }
-
-    /// The compressed form, where it is shorter.
-    fn compress(&mut self, plaintext: &[u8]) -> Option<&[u8]> {
         // With room for less than the plaintext only, the compressor gives up on what does not shrink.
         let room = &mut self.compressed[..plaintext.len() - 1];
-        let len = self.zstd.compress_to_buffer(plaintext, room).ok()?;
-        Some(&self.compressed[..len])
+        let (header, content) = match self.zstd.compress_to_buffer(plaintext, room) {
+            Ok(len) => (header(ZSTD, epoch), &self.compressed[..len]),
+            Err(_) => (header(RAW, epoch), plaintext),
+        };
+        let block = self.blocks.take(block_len(content.len()));
+        let block = encrypt(block, &header, key, plaintext.len(), content)?;
+        Ok((BlockId::of(&block), self.blocks.share(block)))
     }
 }
 
-/// Lays out header, nonce, body and tag. The allocation is exact, so that it becomes `Bytes` without a copy.
+/// Length of a block with so much content, in bytes.
+fn block_len(content_len: usize) -> usize {
+    BODY_AT + padme(LENGTHS_LEN + content_len) + TAG_LEN
+}
+
+/// Lays out header, nonce, body and tag in an empty buffer with room for them.
 fn encrypt(
+    mut block: Vec<u8>,
     header: &[u8; HEADER_LEN],
     key: &EpochKey,
     plain_len: usize,
     content: &[u8],
 ) -> Result<Vec<u8>, SealError> {
-    let body_len = padme(LENGTHS_LEN + content.len());
-    let mut block = Vec::with_capacity(BODY_AT + body_len + TAG_LEN);
     block.extend_from_slice(header);
     block.extend_from_slice(&[0; NONCE_LEN]);
     block.extend_from_slice(&(plain_len as u32).to_le_bytes());
     block.extend_from_slice(&(content.len() as u32).to_le_bytes());
     block.extend_from_slice(content);
-    block.resize(BODY_AT + body_len, 0);
+    block.resize(block_len(content.len()) - TAG_LEN, 0);
 
     let mut hasher = blake3::Hasher::new_keyed(key.nonce());
     let hash = hasher.update(header).update(&block[BODY_AT..]).finalize();
@@ -354,10 +360,10 @@ mod tests {
         // Two compressors make two bodies of one plaintext: the nonce must differ with them.
         let text = noise(4000).repeat(2);
         let fast = Sealer::new(1).unwrap().seal(1, &key(), &text).unwrap().1;
-        let raw = encrypt(&header(RAW, 1), &key(), text.len(), &text).unwrap();
+        let raw = encrypt(vec![], &header(RAW, 1), &key(), text.len(), &text).unwrap();
         assert_ne!(fast[HEADER_LEN..BODY_AT], raw[HEADER_LEN..BODY_AT]);
         // And equal bodies under different headers as well.
-        let other = encrypt(&header(RAW, 2), &key(), text.len(), &text).unwrap();
+        let other = encrypt(vec![], &header(RAW, 2), &key(), text.len(), &text).unwrap();
         assert_ne!(other[HEADER_LEN..BODY_AT], raw[HEADER_LEN..BODY_AT]);
     }
 

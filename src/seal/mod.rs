@@ -5,6 +5,7 @@
 //! Byte layouts are in `docs/format.md`, the reasons in `docs/security.md`. Called by `keys`, `object`, `volume`.
 
 mod block;
+mod buffers;
 mod chunker;
 mod epoch_key;
 mod padme;

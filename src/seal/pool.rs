@@ -6,6 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rayon::prelude::{IntoParallelRefIterator, ParallelIterator};
 
+use super::buffers::Buffers;
 use super::{EpochKey, SealError, Sealer, plain_hash};
 use crate::base::{BlockId, PlainHash};
 
@@ -26,6 +27,7 @@ pub struct SealPool {
     level: i32,
     /// Sealers that no thread uses at the moment: never more than there are threads.
     idle: Mutex<Vec<Sealer>>,
+    buffers: Buffers,
 }
 
 impl std::fmt::Debug for SealPool {
@@ -45,8 +47,14 @@ impl SealPool {
             .thread_name(|index| format!("dfs-seal-{index}"))
             .build()
             .map_err(|error| SealError::Threads(error.to_string()))?;
-        let idle = Mutex::new(vec![Sealer::new(level)?]);
-        Ok(Self { threads, level, idle })
+        let buffers = Buffers::default();
+        let idle = Mutex::new(vec![Sealer::with_buffers(level, buffers.clone())?]);
+        Ok(Self {
+            threads,
+            level,
+            idle,
+            buffers,
+        })
     }
 
     /// How many threads seal.
@@ -91,7 +99,7 @@ impl SealPool {
         let idle = self.idle.lock().pop();
         let mut sealer = match idle {
             Some(sealer) => sealer,
-            None => Sealer::new(self.level)?,
+            None => Sealer::with_buffers(self.level, self.buffers.clone())?,
         };
         let sealed = sealer.seal(epoch, key, piece);
         let mut idle = self.idle.lock();
