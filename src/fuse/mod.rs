@@ -5,6 +5,7 @@
 mod adapter;
 mod attach;
 mod attr;
+mod calls;
 mod errno;
 mod init;
 mod mountinfo;
@@ -183,6 +184,6 @@ pub enum MountError {
 /// Mounts the volume and returns once the mount answers. The folder's directory handle must be open by then: the mount may cover it.
 pub fn mount(volume: Arc<Volume>, request: &MountRequest) -> Result<MountHandle, MountError> {
     let pool = pool::Pool::new();
-    let adapter = adapter::Adapter::new(volume, pool.clone(), request);
+    let adapter = calls::Adapter::new(volume, pool.clone(), request);
     session::start(adapter, pool, request)
 }

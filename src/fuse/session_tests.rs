@@ -135,7 +135,10 @@ fn a_mount_answers_and_shows_what_it_is() {
     let read_ahead = std::fs::read_to_string(format!("/sys/class/bdi/{}/read_ahead_kb", entry.device_name()));
     assert_eq!(read_ahead.unwrap().trim(), "4096");
     let written = std::fs::write(place.path().join("file"), "x").unwrap_err();
-    assert_eq!(written.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(
+        written.raw_os_error(),
+        Some(rustix::io::Errno::ROFS.raw_os_error())
+    );
     assert!(handle.wait(Some(Duration::ZERO)).is_none());
     handle.unmount(false).unwrap();
     ends(&handle);
@@ -192,7 +195,10 @@ fn a_dead_mount_is_replaced_and_a_living_one_is_not() {
     // A daemon that dies without unmounting closes the device.
     drop(attach::attach(&place.request()).unwrap().device);
     let dead = std::fs::metadata(place.path()).unwrap_err();
-    assert_eq!(dead.raw_os_error(), Some(libc::ENOTCONN));
+    assert_eq!(
+        dead.raw_os_error(),
+        Some(rustix::io::Errno::NOTCONN.raw_os_error())
+    );
     let resolved = attach::resolve_mountpoint(place.directory.path()).unwrap();
     assert_eq!(resolved, place.path());
     assert_eq!(mountinfo::at(&resolved).unwrap(), None);

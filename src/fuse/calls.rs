@@ -1,0 +1,327 @@
+//! What lies between a request of the kernel and a call of the volume: clearing set-id bits, the owner shown by `-o uid=`, syncing by
+//! `-o dirsync`, and the forms of answers. Shared by the dispatch threads and the pool's. Called by `adapter`.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyAttr,
+    ReplyEmpty, ReplyEntry, ReplyXattr, Request,
+};
+
+use super::MountRequest;
+use super::attr::{self, Owner};
+use super::init::Agreed;
+use super::pool::Pool;
+use super::reply::{Answer, answer};
+use crate::base::types::{Attr, Caller, FileKind, OpenMode, SetAttr, Timestamp};
+use crate::volume::{Opened, Result, Volume, VolumeError, Wait};
+
+/// Read buffers larger than this are not kept between requests.
+const BUFFER_KEPT: usize = 1 << 20;
+
+thread_local! {
+    /// Reused, because the first touch of fresh memory is slow on virtual machines.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The volume as the kernel sees it; `adapter` holds the requests themselves.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    /// What requests on the pool's threads need too.
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Pool,
+    pub(super) want_writeback: bool,
+    pub(super) agreed: Agreed,
+}
+
+impl Adapter {
+    pub(super) fn new(volume: Arc<Volume>, pool: Pool, request: &MountRequest) -> Self {
+        let shared = Shared {
+            volume,
+            owner: Owner {
+                uid: request.uid,
+                gid: request.gid,
+            },
+            ttl: request.ttl,
+            sync: request.flags.sync,
+            dirsync: request.flags.sync || request.flags.dirsync,
+        };
+        Self {
+            shared: Arc::new(shared),
+            pool,
+            want_writeback: request.writeback,
+            agreed: Agreed::default(),
+        }
+    }
+
+    /// Answers from a thread that may wait.
+    pub(super) fn later<R: Answer>(&self, reply: R, job: impl FnOnce(&Shared, R) + Send + 'static) {
+        let shared = Arc::clone(&self.shared);
+        self.pool.run(move || job(&shared, reply));
+    }
+
+    /// A change of a directory: at once, or where syncing may take its time.
+    pub(super) fn change<R: Answer>(&self, reply: R, job: impl FnOnce(&Shared, R) + Send + 'static) {
+        if self.shared.dirsync {
+            self.later(reply, job)
+        } else {
+            job(&self.shared, reply)
+        }
+    }
+
+    pub(super) fn sync(
+        &self,
+        operation: &'static str,
+        reply: ReplyEmpty,
+        call: fn(&Volume, u64) -> Result<()>,
+        fh: FileHandle,
+    ) {
+        self.later(reply, move |shared, reply| {
+            answer(operation, reply, call(&shared.volume, fh.0), |reply, ()| {
+                reply.ok()
+            });
+        });
+    }
+
+    pub(super) fn remove(
+        &self,
+        operation: &'static str,
+        reply: ReplyEmpty,
+        call: fn(&Volume, u64, &OsStr) -> Result<()>,
+        parent: INodeNo,
+        name: &OsStr,
+    ) {
+        let name = name.to_owned();
+        self.change(reply, move |shared, reply| {
+            let result = call(&shared.volume, parent.0, &name).and_then(|()| shared.changed(&[parent.0]));
+            answer(operation, reply, result, |reply, ()| reply.ok());
+        });
+    }
+
+    pub(super) fn open_mode(&self, flags: i32) -> OpenMode {
+        let access = OpenFlags(flags).acc_mode();
+        let write = access != OpenAccMode::O_RDONLY;
+        let writeback = self.agreed.writeback;
+        OpenMode {
+            read: access != OpenAccMode::O_WRONLY || writeback,
+            write,
+            append: write && flags & libc::O_APPEND != 0 && !writeback,
+            truncate: flags & libc::O_TRUNC != 0,
+            sync: write && (self.shared.sync || flags & libc::O_DSYNC != 0),
+        }
+    }
+}
+
+/// The volume as the adapter uses it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) volume: Arc<Volume>,
+    pub(super) owner: Owner,
+    pub(super) ttl: Duration,
+    pub(super) sync: bool,
+    pub(super) dirsync: bool,
+}
+
+impl Shared {
+    pub(super) fn file_attr(&self, attr: &Attr) -> FileAttr {
+        attr::to_kernel(attr, self.owner)
+    }
+
+    pub(super) fn entry(&self, reply: ReplyEntry, attr: &Attr) {
+        reply.entry(&self.ttl, &self.file_attr(attr), Generation(attr.generation));
+    }
+
+    pub(super) fn attr(&self, operation: &'static str, result: Result<Attr>, reply: ReplyAttr) {
+        answer(operation, reply, result, |reply, attr| {
+            reply.attr(&self.ttl, &self.file_attr(&attr))
+        });
+    }
+
+    /// Answers for a new name in a directory.
+    pub(super) fn made(&self, operation: &'static str, parent: u64, made: Result<Attr>, reply: ReplyEntry) {
+        let result = made.and_then(|attr| self.changed(&[parent]).map(|()| attr));
+        answer(operation, reply, result, |reply, attr| self.entry(reply, &attr));
+    }
+
+    /// What follows a change in a directory on a mount with `dirsync`.
+    pub(super) fn changed(&self, directories: &[u64]) -> Result<()> {
+        if !self.dirsync {
+            return Ok(());
+        }
+        directories.iter().try_for_each(|directory| {
+            let fh = self.volume.opendir(*directory)?;
+            let synced = self.volume.fsyncdir(fh);
+            self.volume.releasedir(fh);
+            synced
+        })
+    }
+
+    /// The mode without set-id bits when changing the content must clear them, as `file_remove_privs` of the kernel does.
+    pub(super) fn mode_without_privileges(&self, ino: u64) -> Result<Option<u32>> {
+        let attr = self.volume.getattr(ino, None)?;
+        let mut mode = attr.mode & !libc::S_ISUID;
+        if mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP {
+            mode &= !libc::S_ISGID;
+        }
+        Ok((attr.kind == FileKind::Regular && mode != attr.mode).then_some(mode))
+    }
+
+    pub(super) fn drop_privileges(&self, ino: u64, caller: &Caller) -> Result<()> {
+        match self.mode_without_privileges(ino)? {
+            None => Ok(()),
+            mode => self
+                .volume
+                .setattr(
+                    ino,
+                    None,
+                    &SetAttr {
+                        mode,
+                        ..SetAttr::default()
+                    },
+                    caller,
+                )
+                .map(drop),
+        }
+    }
+
+    pub(super) fn setattr(
+        &self,
+        ino: u64,
+        fh: Option<u64>,
+        mut set: SetAttr,
+        caller: &Caller,
+    ) -> Result<Attr> {
+        // Files that are shown as somebody's cannot be given away.
+        for (wanted, shown) in [(&mut set.uid, self.owner.uid), (&mut set.gid, self.owner.gid)] {
+            match (*wanted, shown) {
+                (Some(wanted_id), Some(shown)) if wanted_id != shown => {
+                    return Err(VolumeError::NotPermitted);
+                }
+                (Some(_), Some(_)) => *wanted = None,
+                _ => {}
+            }
+        }
+        if set.size.is_some() && set.mode.is_none() && !is_privileged(caller) {
+            set.mode = self.mode_without_privileges(ino)?;
+        }
+        if set == SetAttr::default() {
+            return self.volume.getattr(ino, fh);
+        }
+        self.volume.setattr(ino, fh, &set, caller)
+    }
+
+    pub(super) fn open(&self, ino: u64, mode: OpenMode, caller: &Caller) -> Result<(Opened, FopenFlags)> {
+        if mode.truncate && !is_privileged(caller) {
+            self.drop_privileges(ino, caller)?;
+        }
+        let opened = self.volume.open(ino, mode)?;
+        Ok((opened, open_flags(&opened, mode)))
+    }
+
+    pub(super) fn setxattr(
+        &self,
+        ino: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        caller: &Caller,
+    ) -> Result<()> {
+        self.volume.setxattr(ino, name, value, flags)?;
+        if name != "system.posix_acl_access" || is_privileged(caller) {
+            return Ok(());
+        }
+        // chmod by somebody outside the group clears set-group-id; setting a list is a chmod. The kernel tells who is in the group in
+        // a form of the request that fuser cannot read, so only the caller's first group counts.
+        let attr = self.volume.getattr(ino, None)?;
+        if attr.mode & libc::S_ISGID == 0 || attr.gid == caller.gid {
+            return Ok(());
+        }
+        let set = SetAttr {
+            mode: Some(attr.mode & !libc::S_ISGID),
+            ..SetAttr::default()
+        };
+        self.volume.setattr(ino, None, &set, caller).map(drop)
+    }
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        pid: request.pid(),
+        umask,
+    }
+}
+
+/// Whether the caller keeps set-id bits when it changes content (`CAP_FSETID`; the kernel sends us no capabilities).
+pub(super) fn is_privileged(caller: &Caller) -> bool {
+    caller.uid == 0
+}
+
+pub(super) fn open_flags(opened: &Opened, mode: OpenMode) -> FopenFlags {
+    let keep = if opened.keep_cache {
+        FopenFlags::FOPEN_KEEP_CACHE
+    } else {
+        FopenFlags::empty()
+    };
+    // Nothing to flush when nothing can be written.
+    let flush = if mode.write {
+        FopenFlags::empty()
+    } else {
+        FopenFlags::FOPEN_NOFLUSH
+    };
+    keep | flush
+}
+
+pub(super) fn is_dot(name: &OsStr) -> bool {
+    name == "." || name == ".."
+}
+
+/// For an entry without attributes: the kernel links no inode to `.` and `..`, and none to inode zero.
+pub(super) fn bare_attr(ino: u64, kind: FileKind) -> Attr {
+    let never = Timestamp::default();
+    Attr {
+        ino,
+        generation: 0,
+        size: 0,
+        blocks: 0,
+        atime: never,
+        mtime: never,
+        ctime: never,
+        kind,
+        mode: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+    }
+}
+
+pub(super) fn read(
+    volume: &Volume,
+    fh: u64,
+    offset: u64,
+    len: usize,
+    wait: Wait,
+    done: impl FnOnce(Result<&[u8]>),
+) {
+    BUFFER.with_borrow_mut(|buffer| {
+        let result = volume.read(fh, offset, len, buffer, wait);
+        done(result.map(|()| &buffer[..buffer.len().min(len)]));
+        if buffer.capacity() > BUFFER_KEPT {
+            *buffer = Vec::new();
+        }
+    });
+}
+
+/// The two-step protocol of extended attributes: first the size, then the value.
+pub(super) fn send_value(reply: ReplyXattr, value: &[u8], size: u32) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
