@@ -1,7 +1,2 @@
-//! `fsck.dfs`: everything is in `dfs::cli::fsck`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    dfs::cli::fsck::main()
-}
+//! Placeholder entry point until the verbs land.
+fn main() {}

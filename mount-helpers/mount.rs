@@ -1,7 +1,2 @@
-//! `mount.dfs`: everything is in `dfs::cli::mount_helper`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    dfs::cli::mount_helper::main()
-}
+//! Placeholder entry point until the verbs land.
+fn main() {}

@@ -1,7 +1,2 @@
-//! `umount.dfs`: everything is in `dfs::cli::umount_helper`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    dfs::cli::umount_helper::main()
-}
+//! Placeholder entry point until the verbs land.
+fn main() {}

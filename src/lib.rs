@@ -18,9 +18,7 @@
 //! | 0 | `base` |
 
 pub mod base;
-pub mod cli;
 pub mod control;
-pub mod daemon;
 pub mod folder;
 pub mod fuse;
 pub mod keys;

@@ -1,7 +1,2 @@
-//! The `dfs` command: everything is in `dfs::cli`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    dfs::cli::main()
-}
+//! Placeholder entry point until the verbs land.
+fn main() {}

@@ -29,9 +29,6 @@ pub struct Holder {
     /// Its mount, once there is one.
     #[serde(default)]
     pub mountpoint: Option<PathBuf>,
-    /// Whether it is writing everything back and about to end.
-    #[serde(default)]
-    pub ending: bool,
 }
 
 /// The lock, held until it is dropped.
@@ -130,7 +127,7 @@ mod tests {
         let me = Holder {
             pid: std::process::id(),
             socket: Some("/run/x.sock".into()),
-            ..Holder::default()
+            mountpoint: None,
         };
         first.describe(&me).unwrap();
         assert_eq!(holder(&path).unwrap(), Some(me.clone()));

@@ -12,6 +12,10 @@ mod tables;
 mod writer;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
@@ -19,6 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError, bounded};
@@ -111,6 +116,11 @@ impl SqliteStore {
     /// [`StoreError::Unusable`] when another process has it open, when it is not a store, damaged, or written by a newer dfs;
     /// nothing is changed or deleted then.
     pub fn open(path: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        Self::open_tidying_after(path, options, writer::IDLE)
+    }
+
+    /// As [`SqliteStore::open`]; the writer tidies up after `idle` without work.
+    fn open_tidying_after(path: &Path, options: StoreOptions, idle: Duration) -> Result<Self, StoreError> {
         let failure = Failure::new(path);
         let lock = schema::lock(&failure)?;
         let (conn, meta) = schema::open_writer(&failure)?;
@@ -133,6 +143,7 @@ impl SqliteStore {
             jobs: inbox,
             meta,
             begun: false,
+            idle,
             cache_size: options.cache_size,
             synced: 0,
             log_bytes: 0,

@@ -11,7 +11,7 @@ pub(super) fn open(path: &Path, cache_size: u64) -> SqliteStore {
     SqliteStore::open(path, StoreOptions { cache_size }).unwrap()
 }
 
-fn dir_and_path() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn dir_and_path() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.sqlite");
     (dir, path)

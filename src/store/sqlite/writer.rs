@@ -23,7 +23,7 @@ const GROUP_JOBS: usize = 256;
 const GROUP_BYTES: usize = 16 << 20;
 
 /// Quiet after which the writer keeps house.
-const IDLE: Duration = Duration::from_millis(500);
+pub(super) const IDLE: Duration = Duration::from_millis(500);
 
 /// Size of the log at which it is copied into the database, in bytes. It bounds how long a commit may wait for that.
 const CHECKPOINT_AT: u64 = 32 << 20;
@@ -40,6 +40,12 @@ const VACUUM_STEP: u64 = (4 << 20) / PAGE_SIZE as u64;
 /// Cached bytes that may stay even when dirty blocks alone exceed the bound, but no more than an eighth of it: what is being read
 /// must not be evicted under the reader.
 const CACHED_FLOOR: u64 = 64 << 20;
+
+/// Free bytes of the file system below which cached blocks make room for new ones.
+const LOW_DISK: u64 = 256 << 20;
+
+/// What the disk is to have left beyond the next commit, in bytes.
+const RESERVE: u64 = 1 << 20;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -84,6 +90,8 @@ pub(super) struct Writer {
     /// Whether this session has begun durably: see [`Writer::begin`].
     pub(super) begun: bool,
     pub(super) cache_size: u64,
+    /// Quiet after which the writer keeps house.
+    pub(super) idle: Duration,
     /// Number of the newest commit that is known to be durable.
     pub(super) synced: CommitSeq,
     /// About how many bytes the log holds.
@@ -121,7 +129,7 @@ impl Writer {
             let first = if quiet {
                 self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
-                self.jobs.recv_timeout(IDLE)
+                self.jobs.recv_timeout(self.idle)
             };
             match first {
                 Ok(Job {
@@ -191,7 +199,7 @@ impl Writer {
             }
         }
         self.make_room(0);
-        if self.log_bytes >= CHECKPOINT_AT {
+        if self.log_bytes > 0 && self.log_bytes >= self.log_limit() {
             self.checkpoint_or_warn();
         }
         close
@@ -308,32 +316,79 @@ impl Writer {
         Ok(())
     }
 
-    /// Evicts until `incoming` more bytes stay within the bound.
+    /// Evicts until `incoming` more bytes stay within the bound and, as far as cached blocks can help, on the disk.
     fn make_room(&mut self, incoming: u64) {
-        if self.cache_size == 0 || self.broken.is_some() {
+        let cached = self.meta.bytes - self.meta.dirty_bytes.min(self.meta.bytes);
+        if cached == 0 || self.broken.is_some() {
             return;
         }
-        let cached = self.meta.bytes - self.meta.dirty_bytes.min(self.meta.bytes);
-        let floor = (self.cache_size / 8).min(CACHED_FLOOR);
-        let over = (self.meta.bytes + incoming).saturating_sub(self.cache_size);
-        let excess = over.min((cached + incoming).saturating_sub(floor)).min(cached);
+        let excess = self
+            .over_bound(incoming, cached)
+            .max(self.over_disk(incoming))
+            .min(cached);
         if excess == 0 {
             return;
         }
-        let touched = self.shared.take_touched();
-        let shared = self.shared.clone();
-        let result = self.begin().and_then(|()| {
-            self.commit(self.next(), false, |conn, meta| {
-                for id in &touched {
-                    tables::touch(conn, meta, id)?;
-                }
-                tables::evict(conn, meta, excess, shared.damaged())
-                    .inspect_err(|error| shared.note_damage(error))
-            })
-        });
-        if let Err(error) = result {
+        if let Err(error) = self.evict(excess) {
             tracing::warn!(%error, "the store could not evict blocks and is over its bound");
         }
+    }
+
+    /// Bytes that must go so that `incoming` more do not exceed `cache_size`.
+    fn over_bound(&self, incoming: u64, cached: u64) -> u64 {
+        if self.cache_size == 0 {
+            return 0;
+        }
+        let floor = (self.cache_size / 8).min(CACHED_FLOOR);
+        let over = (self.meta.bytes + incoming).saturating_sub(self.cache_size);
+        over.min((cached + incoming).saturating_sub(floor))
+    }
+
+    /// Bytes that must go so that `incoming` more find room on the disk: in the log, and in free pages when the log is copied.
+    fn over_disk(&self, incoming: u64) -> u64 {
+        let available = self.available();
+        if incoming == 0 || available > LOW_DISK {
+            return 0;
+        }
+        let free = self.free_pages().unwrap_or(0) * u64::from(PAGE_SIZE);
+        (self.log_bytes + 3 * incoming + RESERVE).saturating_sub(available + free)
+    }
+
+    /// Free bytes of the file system.
+    fn available(&self) -> u64 {
+        let dir = self
+            .failure
+            .path()
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty());
+        rustix::fs::statvfs(dir.unwrap_or(std::path::Path::new(".")))
+            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Pages of the database that the next blocks can use.
+    fn free_pages(&self) -> Result<u64, StoreError> {
+        self.conn
+            .query_row("PRAGMA freelist_count", [], |row| row.get::<_, i64>(0))
+            .map(|pages| pages as u64)
+            .map_err(|error| self.failure.of(&error))
+    }
+
+    /// Deletes at least `bytes` of cached blocks, or all.
+    fn evict(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.begin()?;
+        let touched = self.shared.take_touched();
+        let shared = self.shared.clone();
+        self.commit(self.next(), false, |conn, meta| {
+            for id in &touched {
+                tables::touch(conn, meta, id)?;
+            }
+            tables::evict(conn, meta, bytes, shared.damaged()).inspect_err(|error| shared.note_damage(error))
+        })
+    }
+
+    /// Size of the log at which it is copied into the database, in bytes: there must always be room for the copy.
+    fn log_limit(&self) -> u64 {
+        CHECKPOINT_AT.min(self.available() / 2)
     }
 
     fn checkpoint_or_warn(&mut self) {
@@ -372,10 +427,7 @@ impl Writer {
         if self.broken.is_some() || !self.begun {
             return Ok(true);
         }
-        let free: u64 = self
-            .conn
-            .query_row("PRAGMA freelist_count", [], |row| row.get::<_, i64>(0))
-            .map_err(|error| self.failure.of(&error))? as u64;
+        let free = self.free_pages()?;
         if free > FREE_PAGES_KEPT {
             let step = VACUUM_STEP.min(free - FREE_PAGES_KEPT);
             self.vacuum(step).map_err(|error| self.failure.of(&error))?;
