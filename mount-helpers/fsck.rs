@@ -1,2 +1,7 @@
-//! Placeholder entry point until the verbs land.
-fn main() {}
+//! `fsck.dfs`: everything is in `dfs::cli::fsck`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dfs::cli::fsck::main()
+}

@@ -1,2 +1,7 @@
-//! Placeholder entry point until the verbs land.
-fn main() {}
+//! `mount.dfs`: everything is in `dfs::cli::mount_helper`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dfs::cli::mount_helper::main()
+}

@@ -1,2 +1,7 @@
-//! Placeholder entry point until the verbs land.
-fn main() {}
+//! `umount.dfs`: everything is in `dfs::cli::umount_helper`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dfs::cli::umount_helper::main()
+}

@@ -18,7 +18,9 @@
 //! | 0 | `base` |
 
 pub mod base;
+pub mod cli;
 pub mod control;
+pub mod daemon;
 pub mod folder;
 pub mod fuse;
 pub mod keys;

@@ -1,2 +1,7 @@
-//! Placeholder entry point until the verbs land.
-fn main() {}
+//! The `dfs` command: everything is in `dfs::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dfs::cli::main()
+}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -21,6 +21,8 @@ use super::message::{Answer, Failure, Progress, Reply, Request};
 const CALLERS_MAX: usize = 16;
 /// How long a caller may take to send its request, or to take one line of the answer.
 const CALLER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end waits for answers that are being written.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Answers requests; called on one thread per request.
 pub trait Handler: Send + Sync + 'static {
@@ -52,6 +54,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    callers: Arc<AtomicUsize>,
     stop: Option<OwnedFd>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -85,12 +88,17 @@ impl Server {
         listener.set_nonblocking(true).map_err(error)?;
         let (watch, stop) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| error(e.into()))?;
+        let callers = Arc::new(AtomicUsize::new(0));
         let accepting = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || accept(&listener, &watch, &handler))
+            .spawn({
+                let callers = Arc::clone(&callers);
+                move || accept(&listener, &watch, &handler, &callers)
+            })
             .map_err(error)?;
         Ok(Self {
             path: path.to_owned(),
+            callers,
             stop: Some(stop),
             accepting: Some(accepting),
         })
@@ -109,12 +117,16 @@ impl Drop for Server {
         if let Some(thread) = self.accepting.take() {
             let _ = thread.join();
         }
+        // The last answer, that everything is on the disk, is still on its way.
+        let deadline = Instant::now() + LAST_ANSWER_TIMEOUT;
+        while self.callers.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
 /// Accepts until the other end of `stop` is closed.
-fn accept(listener: &UnixListener, stop: &OwnedFd, handler: &Arc<dyn Handler>) {
-    let callers = Arc::new(AtomicUsize::new(0));
+fn accept(listener: &UnixListener, stop: &OwnedFd, handler: &Arc<dyn Handler>, callers: &Arc<AtomicUsize>) {
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
@@ -135,12 +147,13 @@ fn accept(listener: &UnixListener, stop: &OwnedFd, handler: &Arc<dyn Handler>) {
                 continue;
             }
         };
-        let slot = Slot::take(&callers);
+        let slot = Slot::take(callers);
         let handler = Arc::clone(handler);
         let spawned = std::thread::Builder::new()
             .name("control-caller".into())
             .spawn(move || {
-                if let Err(e) = serve(stream, slot, handler.as_ref()) {
+                let slot = slot;
+                if let Err(e) = serve(stream, slot.is_none(), handler.as_ref()) {
                     tracing::debug!("control socket: a caller left: {e}");
                 }
             });
@@ -166,12 +179,12 @@ impl Drop for Slot {
     }
 }
 
-fn serve(mut stream: UnixStream, slot: Option<Slot>, handler: &dyn Handler) -> std::io::Result<()> {
+fn serve(mut stream: UnixStream, too_many: bool, handler: &dyn Handler) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CALLER_TIMEOUT))?;
     stream.set_write_timeout(Some(CALLER_TIMEOUT))?;
     let what = "the request was not read";
-    let refusal = if slot.is_none() {
+    let refusal = if too_many {
         Some(Failure::new(what, "too many requests at a time", "try again"))
     } else if !may_call(&stream)? {
         Some(Failure::new(

@@ -37,10 +37,8 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # timeout = 30
 
 [volume]
-# Compression level, 1 (fast) to 19 (small).
-# compression = 1
 # Memory for data not yet sealed.
-# write_budget = "256MiB"
+# write_budget = "64MiB"
 # Seconds between background syncs.
 # sync_interval = 5
 "#;
@@ -130,9 +128,6 @@ impl Default for NetworkConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VolumeConfig {
-    /// zstd level.
-    #[serde(deserialize_with = "compression")]
-    pub compression: i32,
     /// Memory for data not yet sealed, in bytes.
     #[serde(deserialize_with = "write_budget")]
     pub write_budget: u64,
@@ -144,8 +139,7 @@ pub struct VolumeConfig {
 impl Default for VolumeConfig {
     fn default() -> Self {
         Self {
-            compression: 1,
-            write_budget: 256 << 20,
+            write_budget: 64 << 20,
             sync_interval: Duration::from_secs(5),
         }
     }
@@ -227,7 +221,7 @@ fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
         d,
         16 << 20,
         1 << 40,
-        "expected a size such as \"256MiB\", from 16MiB to 1TiB",
+        "expected a size such as \"64MiB\", from 16MiB to 1TiB",
     )
 }
 
@@ -245,10 +239,6 @@ fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
 
 fn sync_interval<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     whole(d, 1, 3600).map(|secs| Duration::from_secs(secs.unsigned_abs()))
-}
-
-fn compression<'de, D: Deserializer<'de>>(d: D) -> Result<i32, D::Error> {
-    whole(d, 1, 19).map(|level| level as i32)
 }
 
 fn listen<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> {
@@ -318,7 +308,7 @@ mod tests {
                 "[network]\npeers = [\"x:0\"]",
                 ["line 2", "peers", "host.example"],
             ),
-            ("[volume]\ncompression = 20", ["line 2", "compression", "19"]),
+            ("[volume]\nsync_interval = 0", ["line 2", "sync_interval", "3600"]),
             ("[volume]\nlevel = 20", ["line 2", "level", "unknown field"]),
             ("[volume", ["line 1", "/s/dfs.toml", "table"]),
         ] {

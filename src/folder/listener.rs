@@ -40,7 +40,7 @@ impl Listener {
         let on_event = move |event: notify::Result<Event>| {
             if event.map_or(true, |event| is_cue(&event)) {
                 // Full: a cue is waiting already.
-                drop(cue.try_send(()).err());
+                let _ = cue.try_send(());
             }
         };
         let mut watcher = RecommendedWatcher::new(on_event, Config::default()).map_err(fail)?;

@@ -1,10 +1,14 @@
 //! The text of the `.dfs` file at the top of a folder: which volume it is and, if not in the default place, where its state is.
 //!
-//! Pure: `folder` reads and writes the file. Never longer than [`MARKER_MAX`] bytes; what is not understood is refused, not ignored.
+//! Never longer than [`MARKER_MAX`] bytes; what is not understood is refused, not ignored. `daemon` writes it at init and join, and reads it
+//! before anything is mounted over the folder.
 
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use super::state::files;
 use crate::base::VolumeId;
+use crate::base::names::MARKER;
 
 /// Longest marker, in bytes: a path of `PATH_MAX` bytes with room for quoting.
 pub const MARKER_MAX: usize = 16 << 10;
@@ -42,7 +46,59 @@ struct Text {
     state: Option<String>,
 }
 
+/// Why a folder's marker cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// `.dfs` is a directory, as it is in a mount.
+    #[error("{0} is a mount of a dfs volume, not its folder")]
+    Mount(PathBuf),
+    /// `.dfs` is no marker.
+    #[error("{path} is not the marker of a dfs volume: {source}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: MarkerError,
+    },
+    /// The host refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The answer.
+        source: std::io::Error,
+    },
+}
+
 impl Marker {
+    /// Reads the marker of a folder; `None` when the folder, or its marker, is not there.
+    pub fn load(folder: &Path) -> Result<Option<Self>, LoadError> {
+        let path = folder.join(MARKER);
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(&path)
+            .and_then(|file| file.take(MARKER_MAX as u64 + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::IsADirectory => return Err(LoadError::Mount(folder.to_owned())),
+            Err(source) => return Err(LoadError::Io { path, source }),
+        }
+        match Self::parse(&bytes) {
+            Ok(marker) => Ok(Some(marker)),
+            Err(source) => Err(LoadError::Malformed { path, source }),
+        }
+    }
+
+    /// Writes the marker of a folder, whole or not at all, durably.
+    pub fn save(&self, folder: &Path) -> Result<(), LoadError> {
+        let path = folder.join(MARKER);
+        match self.format() {
+            Ok(text) => files::replace_with_mode(&path, text.as_bytes(), 0o644)
+                .map_err(|source| LoadError::Io { path, source }),
+            Err(source) => Err(LoadError::Malformed { path, source }),
+        }
+    }
+
     /// Reads the text of a `.dfs`.
     pub fn parse(bytes: &[u8]) -> Result<Self, MarkerError> {
         if bytes.len() > MARKER_MAX {
@@ -121,6 +177,28 @@ mod tests {
             state: Some("x".into()),
         };
         assert_eq!(relative.format(), Err(MarkerError::BadState));
+    }
+
+    #[test]
+    fn a_folder_without_a_marker_is_told_from_one_with_a_strange_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Marker::load(dir.path()).unwrap(), None);
+        assert_eq!(Marker::load(&dir.path().join("none")).unwrap(), None);
+        let marker = Marker {
+            volume: volume(),
+            state: Some("/s \"quoted\"\n".into()),
+        };
+        marker.save(dir.path()).unwrap();
+        assert_eq!(Marker::load(dir.path()).unwrap(), Some(marker));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        std::fs::write(dir.path().join(MARKER), "other").unwrap();
+        assert!(matches!(
+            Marker::load(dir.path()),
+            Err(LoadError::Malformed { .. })
+        ));
+        std::fs::remove_file(dir.path().join(MARKER)).unwrap();
+        std::fs::create_dir(dir.path().join(MARKER)).unwrap();
+        assert!(matches!(Marker::load(dir.path()), Err(LoadError::Mount(_))));
     }
 
     proptest! {

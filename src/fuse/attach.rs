@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags as Flags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -88,7 +89,8 @@ fn is_dead(error: &io::Error) -> bool {
         .any(|dead| error.raw_os_error() == Some(dead.raw_os_error()))
 }
 
-/// One `stat`, waited for on a thread of its own: a filesystem may never answer. `None`: it did not.
+/// One `stat`, waited for on a thread of its own: a filesystem may never answer. `None`: it did not. What the kernel has cached does not
+/// count: it answers for a daemon that died a moment ago.
 pub(super) fn probe(path: &Path) -> Option<io::Result<()>> {
     let (answer, answered) = mpsc::sync_channel(1);
     let path = path.to_owned();
@@ -96,7 +98,8 @@ pub(super) fn probe(path: &Path) -> Option<io::Result<()>> {
         .name("fuse-probe".into())
         .spawn(move || {
             // Nobody may be left to hear it.
-            let _ = answer.send(std::fs::metadata(&path).map(drop));
+            let asked = rustix::fs::statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+            let _ = answer.send(asked.map(drop).map_err(io::Error::from));
         });
     asking.ok()?;
     answered.recv_timeout(ANSWER_WITHIN).ok()

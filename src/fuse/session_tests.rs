@@ -227,3 +227,19 @@ fn remounting_changes_flags() {
     ends(&handle);
     assert!(attach::remount(&place.path(), &request.flags).is_err());
 }
+
+#[test]
+fn a_mount_that_died_a_moment_ago_is_known_to_be_dead() {
+    let Some(place) = Place::new() else { return };
+    let connections = tempfile::tempdir().unwrap();
+    rustix::mount::mount("none", connections.path(), "fusectl", Flags::empty(), c"").unwrap();
+    let handle = place.mount(&place.request());
+    // The attributes of the root are cached for long.
+    assert!(std::fs::metadata(place.path()).unwrap().is_dir());
+    let connection = connections.path().join(handle.entry().device.1.to_string());
+    std::fs::write(connection.join("abort"), "1").unwrap();
+    rustix::mount::unmount(connections.path(), UnmountFlags::empty()).unwrap();
+    let resolved = attach::resolve_mountpoint(&place.path()).unwrap();
+    assert_eq!(mountinfo::at(&resolved).unwrap(), None);
+    ends(&handle);
+}

@@ -3,12 +3,16 @@
 //! Everything that a volume needs is derived from one root secret, which the recovery phrase spells; `docs/security.md` has the tree.
 //! Secrets are wiped when dropped and never printed. Called by `object`, `folder`, `volume`, `node`, `daemon`.
 
+pub mod certificate;
 mod identity;
+pub mod invitation;
 pub mod key_file;
 mod root;
 mod volume;
 
+pub use certificate::{Certificate, CertificateError, Membership, Role};
 pub use identity::{DeviceKey, GroupKey, device_id, group_id, verify};
+pub use invitation::{AdminAddress, Invitation, InvitationError, InvitationId, Ticket, TicketError};
 pub use root::{PhraseError, RootSecret};
 pub use volume::{EPOCH_MAX, FIRST_EPOCH, KeyError, VolumeKeys};
 

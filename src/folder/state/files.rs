@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::StateError;
+use crate::base::names::TEMP_PREFIX;
 
 /// Mode of every directory that dfs makes for itself.
 pub(super) const DIR_MODE: u32 = 0o700;
@@ -32,24 +33,27 @@ pub(super) fn read(path: &Path, max: usize) -> Result<Option<Vec<u8>>, StateErro
     Ok(Some(bytes))
 }
 
-/// Replaces the file at `path`: after a crash at any moment it holds either what it held before or all of `bytes`, durably.
+/// Replaces the file at `path`, for its owner alone: after a crash at any moment it holds either what it held before or all of `bytes`, durably.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let error = |e| StateError::io("write", path, e);
+    replace_with_mode(path, bytes, FILE_MODE).map_err(|e| StateError::io("write", path, e))
+}
+
+/// As [`replace`], with these permission bits. The temporary name is one that the mount never shows.
+pub(in crate::folder) fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(error(ErrorKind::InvalidInput.into()));
+        return Err(ErrorKind::InvalidInput.into());
     };
-    let mut temp = std::ffi::OsString::from(".");
+    let mut temp = std::ffi::OsString::from(format!("{TEMP_PREFIX}{}-", std::process::id()));
     temp.push(name);
-    temp.push(format!(".{}.new", std::process::id()));
     let temp = dir.join(temp);
     let _ = std::fs::remove_file(&temp);
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(FILE_MODE)
+            .mode(mode)
             .open(&temp)?;
-        file.set_permissions(std::fs::Permissions::from_mode(FILE_MODE))?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temp, path)?;
@@ -58,7 +62,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     if written.is_err() {
         let _ = std::fs::remove_file(&temp);
     }
-    written.map_err(error)
+    written
 }
 
 /// Makes a directory that only its owner may enter, and the missing ones above it.

@@ -29,6 +29,9 @@ pub struct Holder {
     /// Its mount, once there is one.
     #[serde(default)]
     pub mountpoint: Option<PathBuf>,
+    /// Whether it is writing everything back and about to end.
+    #[serde(default)]
+    pub ending: bool,
 }
 
 /// The lock, held until it is dropped.
@@ -127,7 +130,7 @@ mod tests {
         let me = Holder {
             pid: std::process::id(),
             socket: Some("/run/x.sock".into()),
-            mountpoint: None,
+            ..Holder::default()
         };
         first.describe(&me).unwrap();
         assert_eq!(holder(&path).unwrap(), Some(me.clone()));

@@ -3,13 +3,16 @@
 //! The library never asks the environment where it is: `cli` does and passes paths. Files are replaced whole or not at all.
 //! Opened by `daemon`; `cli` asks it who holds the lock.
 
-mod files;
+pub(super) mod files;
+mod keys;
 mod lock;
 
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use keys::{Keyring, KeysError};
 pub use lock::{Holder, StateLock};
 
 use super::config::{self, Config, ConfigError};
@@ -121,7 +124,7 @@ impl StateDir {
         let meta = match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => meta,
             Ok(_) => return Err(StateError::Missing(path.to_owned())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(StateError::Missing(path.to_owned()));
             }
             Err(e) => return Err(StateError::io("open", path, e)),
@@ -188,15 +191,37 @@ impl StateDir {
         self.path.join("dfs.toml")
     }
 
-    /// Takes the directory to another place on the same filesystem, where nothing is yet.
+    /// Makes a state directory beside `path`, to be filled and then moved there whole: a crash before that leaves nothing at `path`.
+    pub fn stage(path: &Path) -> Result<Self, StateError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let staged = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
+        let _ = std::fs::remove_dir_all(&staged);
+        Self::create(&staged)
+    }
+
+    /// Removes the directory with everything in it: nothing refers to it yet.
+    pub fn discard(self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+
+    /// Takes the directory to another place on the same filesystem, where nothing or an empty directory is.
     pub fn move_to(self, path: &Path) -> Result<Self, StateError> {
         if let Some(parent) = path.parent() {
             files::make_dir(parent)?;
         }
-        if path.exists() {
-            return Err(StateError::Exists(path.to_owned()));
+        // rename(2) replaces an empty directory and nothing else.
+        match std::fs::rename(&self.path, path) {
+            Ok(()) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory) => {
+                return Err(StateError::Exists(path.to_owned()));
+            }
+            Err(e) => return Err(StateError::io("move the new state directory to", path, e)),
         }
-        std::fs::rename(&self.path, path).map_err(|e| StateError::io("rename", &self.path, e))?;
+        if let Some(parent) = path.parent() {
+            std::fs::File::open(parent)
+                .and_then(|dir| dir.sync_all())
+                .map_err(|e| StateError::io("sync", parent, e))?;
+        }
         Self::open(path)
     }
 
@@ -219,8 +244,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
         assert_eq!(state.config().unwrap(), Config::default());
         assert!(matches!(StateDir::create(&path), Err(StateError::Exists(_))));
-        let moved = state.move_to(&dir.path().join("elsewhere")).unwrap();
-        assert_eq!(StateDir::open(moved.path()).unwrap(), moved);
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let moved = state.move_to(&elsewhere).unwrap();
+        assert_eq!(StateDir::open(&elsewhere).unwrap(), moved);
+        let staged = StateDir::stage(&elsewhere).unwrap();
+        let staged_at = staged.path().to_owned();
+        assert!(matches!(
+            staged.clone().move_to(&elsewhere),
+            Err(StateError::Exists(_))
+        ));
+        staged.discard();
+        assert!(!staged_at.exists());
     }
 
     #[test]

@@ -1,0 +1,130 @@
+//! `dfs status`: health in one screen.
+
+use std::path::PathBuf;
+
+use super::environment::Environment;
+use super::locate::{self, Place};
+use super::report::{Outcome, from_daemon, print, print_json, size};
+use crate::control::{Status, client};
+use crate::daemon::{self, Located};
+
+/// Show how a volume is, or all volumes that are running.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A path in the folder or in the mount; without one, every running daemon of yours.
+    path: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A volume that no daemon has.
+#[derive(Debug, serde::Serialize)]
+struct Offline {
+    running: bool,
+    volume: String,
+    folder: PathBuf,
+    state: PathBuf,
+}
+
+#[derive(serde::Serialize)]
+struct Online<'a> {
+    running: bool,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
+/// Runs the verb.
+pub fn run(env: &Environment, args: Args) -> Outcome {
+    let Some(path) = args.path else {
+        return all(env, args.json);
+    };
+    match locate::find(env, &path)? {
+        Place::Running { daemon, .. } => show(&daemon.status, args.json),
+        Place::Folder { folder, .. } => {
+            let located = daemon::locate(&env.places, &folder, None)
+                .map_err(|e| from_daemon("cannot open the volume", e))?;
+            show_offline(&located, args.json)
+        }
+    }
+}
+
+fn all(env: &Environment, json: bool) -> Outcome {
+    let running = client::running(&env.places.runtime_dir);
+    if json {
+        let all: Vec<Online<'_>> = running.iter().map(|found| online(&found.status)).collect();
+        return print_json(&all);
+    }
+    if running.is_empty() {
+        print("No volume of yours is running.");
+    }
+    for found in &running {
+        show(&found.status, false)?;
+    }
+    Ok(())
+}
+
+fn online(status: &Status) -> Online<'_> {
+    Online {
+        running: true,
+        status,
+    }
+}
+
+fn show(status: &Status, json: bool) -> Outcome {
+    if json {
+        return print_json(&online(status));
+    }
+    print(format_args!("volume   {}", status.volume));
+    print(format_args!("folder   {}", status.folder.display()));
+    match &status.mountpoint {
+        Some(at) if status.read_only => print(format_args!("mounted  {} (read-only)", at.display())),
+        Some(at) => print(format_args!("mounted  {}", at.display())),
+        None => print("mounted  nowhere"),
+    }
+    print(format_args!("state    {}", status.state.display()));
+    print(format_args!("process  {}, dfs {}", status.pid, status.version));
+    print(format_args!(
+        "device   {} ({})",
+        status.device.short(),
+        status.role
+    ));
+    let store = &status.store;
+    let bound = match store.cache_size {
+        0 => String::from("no bound"),
+        bytes => format!("at most {}", size(bytes)),
+    };
+    print(format_args!(
+        "store    {} blocks, {} ({bound}); {} nowhere else",
+        store.blocks,
+        size(store.bytes),
+        size(store.dirty_bytes)
+    ));
+    match &status.network {
+        Some(network) => print(format_args!(
+            "network  {} of {} members connected; listening on {}",
+            network.connected,
+            network.known,
+            network.listening.join(", ")
+        )),
+        None => print("network  off"),
+    }
+    Ok(())
+}
+
+fn show_offline(located: &Located, json: bool) -> Outcome {
+    let offline = Offline {
+        running: false,
+        volume: located.marker.volume.to_string(),
+        folder: located.folder.clone(),
+        state: located.state.path().to_owned(),
+    };
+    if json {
+        return print_json(&offline);
+    }
+    print(format_args!("volume   {}", offline.volume));
+    print(format_args!("folder   {}", offline.folder.display()));
+    print("mounted  nowhere: no daemon is running; `dfs up` starts one");
+    print(format_args!("state    {}", offline.state.display()));
+    Ok(())
+}

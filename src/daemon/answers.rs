@@ -1,0 +1,145 @@
+//! What a running daemon answers on its control socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::Located;
+use super::assembly::{Assembly, Identity};
+use super::copy;
+use super::run::Event;
+use crate::base::clock::{Clock, SystemClock, UnixSecs};
+use crate::control::{Answer, Failure, Handler, Peer, Progress, Request, Status};
+use crate::store::{BlockStore, SqliteStore};
+use crate::volume::Volume;
+
+/// How long the answer to a stop waits for the drain: as long as it takes, but not for ever.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// Answers the requests of one daemon.
+pub(super) struct Answers {
+    identity: Identity,
+    store: Arc<SqliteStore>,
+    volume: Option<Arc<Volume>>,
+    started: UnixSecs,
+    located: Place,
+    mountpoint: Option<PathBuf>,
+    read_only: bool,
+    events: Mutex<Sender<Event>>,
+}
+
+struct Place {
+    volume: crate::base::VolumeId,
+    folder: PathBuf,
+    state: PathBuf,
+}
+
+impl Answers {
+    pub(super) fn new(
+        assembly: &Assembly,
+        located: &Located,
+        mountpoint: Option<PathBuf>,
+        read_only: bool,
+        events: Sender<Event>,
+    ) -> Self {
+        Self {
+            identity: assembly.identity().clone(),
+            store: Arc::clone(assembly.store()),
+            volume: assembly.volume().cloned(),
+            started: SystemClock.now(),
+            located: Place {
+                volume: located.marker.volume,
+                folder: located.folder.clone(),
+                state: located.state.path().to_owned(),
+            },
+            mountpoint,
+            read_only,
+            events: Mutex::new(events),
+        }
+    }
+
+    fn status(&self) -> Result<Answer, Failure> {
+        let stats = self
+            .store
+            .stats()
+            .map_err(|e| Failure::new("cannot tell the state of the store", e, ""))?;
+        Ok(Answer::Status(Box::new(Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: self.started,
+            volume: self.located.volume,
+            group: Some(self.identity.group),
+            device: self.identity.device,
+            role: self.identity.role.to_string(),
+            folder: self.located.folder.clone(),
+            state: self.located.state.clone(),
+            mountpoint: self.mountpoint.clone(),
+            read_only: self.read_only,
+            store: stats.into(),
+            network: None,
+        })))
+    }
+
+    fn peers(&self) -> Result<Vec<Peer>, Failure> {
+        Err(no_network("cannot list the members"))
+    }
+
+    fn invite(&self, _role: &str, _expires_secs: u64, _uses: u32) -> Result<String, Failure> {
+        Err(no_network("cannot invite"))
+    }
+
+    fn stop(&self, lazy: bool) -> Result<Answer, Failure> {
+        let ending = || Failure::new("cannot stop", "the daemon is already ending", "");
+        let (reply, outcome) = channel();
+        let stop = Event::Stop { lazy, reply };
+        self.events.lock().send(stop).map_err(|_| ending())?;
+        outcome.recv_timeout(DRAIN_TIMEOUT).map_err(|_| ending())??;
+        Ok(Answer::Stopped {
+            pid: std::process::id(),
+        })
+    }
+
+    fn volume(&self, what: &str) -> Result<&Arc<Volume>, Failure> {
+        self.volume
+            .as_ref()
+            .ok_or_else(|| Failure::new(what, "this device is a host and cannot read the volume", ""))
+    }
+}
+
+impl Handler for Answers {
+    fn handle(
+        &self,
+        request: Request,
+        report: &mut dyn FnMut(Progress) -> std::io::Result<()>,
+    ) -> Result<Answer, Failure> {
+        match request {
+            Request::Status => self.status(),
+            Request::Peers => Ok(Answer::Peers { peers: self.peers()? }),
+            Request::Invite {
+                role,
+                expires_secs,
+                uses,
+            } => Ok(Answer::Ticket {
+                ticket: self.invite(&role, expires_secs, uses)?,
+            }),
+            Request::Import { from, into } => {
+                copy::import(self.volume("cannot import")?, &from, &into, report).map(Answer::Copied)
+            }
+            Request::Export { from, to } => {
+                copy::export(self.volume("cannot export")?, &from, &to, report).map(Answer::Copied)
+            }
+            Request::Stop { lazy } => self.stop(lazy),
+        }
+    }
+}
+
+fn no_network(what: &str) -> Failure {
+    Failure::new(
+        what,
+        "this daemon runs without a network",
+        "start it without --no-network, with `enabled = true` in dfs.toml",
+    )
+}

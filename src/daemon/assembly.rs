@@ -1,0 +1,194 @@
+//! The rooms put together for one volume: store, network, volume. Closed in the opposite order, whatever happens.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+
+use super::Located;
+use crate::base::{DeviceId, GroupId};
+use crate::folder::Folder;
+use crate::folder::config::Config;
+use crate::folder::state::Keyring;
+use crate::keys::certificate::Role;
+use crate::store::{BlockStore, NoFetch, SqliteStore, StoreOptions, Tiered};
+use crate::volume::{Volume, VolumeOptions};
+
+/// What the command line says over `dfs.toml`; `None` leaves a setting as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// How long a read waits for blocks that only others have.
+    pub timeout: Option<Duration>,
+    /// Bytes of blocks kept here; zero: no bound.
+    pub cache_size: Option<u64>,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// No node at all.
+    pub no_network: bool,
+    /// Addresses to listen on.
+    pub listen: Option<Vec<SocketAddr>>,
+}
+
+/// Who this device is.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) device: DeviceId,
+    pub(super) group: GroupId,
+    pub(super) role: Role,
+}
+
+/// An open volume with everything below it.
+pub(super) struct Assembly {
+    identity: Identity,
+    store: Arc<SqliteStore>,
+    tiered: Arc<Tiered>,
+    volume: Option<Arc<Volume>>,
+    closed: Mutex<bool>,
+}
+
+impl Assembly {
+    /// Opens everything. `mounting`: the volume is needed, and so are its keys.
+    pub(super) fn open(
+        located: &Located,
+        keys: Keyring,
+        options: &Options,
+        mounting: bool,
+    ) -> anyhow::Result<Self> {
+        // Before anything is mounted over it.
+        let folder = Folder::open(&located.folder)
+            .with_context(|| format!("cannot open the folder {}", located.folder.display()))?;
+        let config = merged(located.state.config()?, options);
+        let identity = Identity {
+            device: keys.device.id(),
+            group: keys.certificate.membership().group,
+            role: keys.certificate.membership().role,
+        };
+        let cache_size = config.store.cache_size;
+        let store = Arc::new(SqliteStore::open(
+            &located.state.store_path(),
+            StoreOptions { cache_size },
+        )?);
+        let blocks: Arc<dyn BlockStore> = Arc::clone(&store) as Arc<dyn BlockStore>;
+        let tiered = Tiered::new(blocks, Arc::new(NoFetch), config.network.timeout);
+        let mut assembly = Self {
+            identity,
+            store,
+            tiered,
+            volume: None,
+            closed: Mutex::new(false),
+        };
+        if let Some(volume_keys) = keys.volume {
+            let volume = Volume::start(
+                folder,
+                Arc::new(volume_keys),
+                Arc::clone(&assembly.tiered),
+                VolumeOptions {
+                    timeout: config.network.timeout,
+                    write_budget: config.volume.write_budget,
+                    sync_interval: config.volume.sync_interval,
+                    read_only: read_only(assembly.identity.role, options),
+                    unclean: assembly.store.opened_unclean(),
+                    remote: config.network.enabled,
+                    announce: None,
+                },
+            )?;
+            assembly.volume = Some(volume);
+        } else if mounting {
+            anyhow::bail!(
+                "this device is a host: it keeps the group's blocks and cannot read them; use `dfs serve`"
+            );
+        }
+        Ok(assembly)
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn store(&self) -> &Arc<SqliteStore> {
+        &self.store
+    }
+
+    /// The volume; a host has none.
+    pub(super) fn volume(&self) -> Option<&Arc<Volume>> {
+        self.volume.as_ref()
+    }
+
+    /// Writes everything back, makes it durable and closes the store; a second call does nothing. Goes on after a failure, and reports the first.
+    pub(super) fn close(&self) -> anyhow::Result<()> {
+        if std::mem::replace(&mut *self.closed.lock(), true) {
+            return Ok(());
+        }
+        let written = match &self.volume {
+            Some(volume) => volume.shutdown().context("the volume"),
+            None => Ok(()),
+        };
+        self.tiered.close();
+        let closed = self.store.close().context("the store");
+        written.and(closed)
+    }
+}
+
+impl Drop for Assembly {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            tracing::error!("not everything could be written back: {e:#}");
+        }
+    }
+}
+
+fn merged(mut config: Config, options: &Options) -> Config {
+    if let Some(timeout) = options.timeout {
+        config.network.timeout = timeout;
+    }
+    if let Some(cache_size) = options.cache_size {
+        config.store.cache_size = cache_size;
+    }
+    if let Some(listen) = &options.listen {
+        config.network.listen.clone_from(listen);
+    }
+    config.network.enabled &= !options.no_network;
+    config
+}
+
+fn read_only(role: Role, options: &Options) -> Option<&'static str> {
+    match role {
+        Role::Writer | Role::Admin if !options.read_only => None,
+        Role::Writer | Role::Admin => Some("mounted read-only"),
+        Role::Reader | Role::Host => Some("this device is a reader of the group: it may not write"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_goes_over_the_file() {
+        let options = Options {
+            timeout: Some(Duration::from_secs(2)),
+            cache_size: Some(1 << 30),
+            no_network: true,
+            ..Options::default()
+        };
+        let config = merged(Config::default(), &options);
+        assert_eq!(config.network.timeout, Duration::from_secs(2));
+        assert_eq!(config.store.cache_size, 1 << 30);
+        assert!(!config.network.enabled);
+        assert_eq!(merged(Config::default(), &Options::default()), Config::default());
+    }
+
+    #[test]
+    fn who_may_write() {
+        let free = Options::default();
+        assert!(read_only(Role::Admin, &free).is_none() && read_only(Role::Writer, &free).is_none());
+        assert!(read_only(Role::Reader, &free).is_some());
+        let locked = Options {
+            read_only: true,
+            ..free
+        };
+        assert!(read_only(Role::Admin, &locked).is_some());
+    }
+}
