@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod folder;
 pub mod fuse;
 pub mod keys;
+pub mod node;
 pub mod object;
 pub mod seal;
 pub mod store;

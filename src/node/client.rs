@@ -1,0 +1,320 @@
+//! The asking side of one block stream, as a state machine without I/O: `ask` and `receive` return what to send and what was learnt.
+//!
+//! Invariant: every request gets exactly one [`Reply`], every block that leaves here hashes to the id that was asked for, and an
+//! answer to something that was not asked is a [`Violation`], which costs the peer the connection. Carried out by `link`.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::base::BlockId;
+use crate::keys::invitation::InvitationId;
+
+use super::frame::Frame;
+
+/// Bytes of blocks that a peer may send here before it needs more credit: 64 average blocks.
+pub(super) const WINDOW: u32 = 20 << 20;
+
+/// The peer broke the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Violation(pub &'static str);
+
+/// What the rest of the node wants from the peer.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// A block.
+    Get(BlockId),
+    /// Whether it has these blocks.
+    Have(Vec<BlockId>),
+    /// To keep a block; `token` returns in the reply.
+    Put {
+        /// Chosen by the asker.
+        token: u64,
+        /// The block's id.
+        id: BlockId,
+        /// The block.
+        block: Bytes,
+    },
+    /// Not to bother about a block any more.
+    Cancel(BlockId),
+    /// Tells an admin that an invitation was used.
+    Spent {
+        /// The invitation.
+        invitation: InvitationId,
+        /// Its expiry date.
+        expires: u64,
+        /// The device it admitted.
+        device: [u8; 32],
+    },
+}
+
+/// What the peer said.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// The block, checked.
+    Block(BlockId, Bytes),
+    /// It sent bytes that are not the block.
+    Wrong(BlockId),
+    /// It does not have the block.
+    Missing(BlockId),
+    /// It is busy; ask again in so many milliseconds.
+    Busy(BlockId, u32),
+    /// It could not, and why.
+    Failed(BlockId, String),
+    /// Which of the blocks it has.
+    Held(Vec<(BlockId, bool)>),
+    /// It keeps the block of this token; the receipt is not verified yet.
+    Receipt(u64, BlockId, Vec<u8>),
+    /// It does not keep the block of this token.
+    PutFailed(u64, String),
+}
+
+enum Pending {
+    Get { id: BlockId, cancelled: bool },
+    Have(Vec<BlockId>),
+    Put { token: u64, id: BlockId },
+}
+
+/// State of the asking side of a stream.
+pub(super) struct Client {
+    next: u32,
+    pending: HashMap<u32, Pending>,
+    /// Bytes of blocks that may still be sent.
+    credit: u64,
+    /// PUTs that wait for credit.
+    waiting: VecDeque<(u32, BlockId, Bytes)>,
+    /// Bytes received since credit was last granted.
+    consumed: u32,
+}
+
+impl Client {
+    /// The state after a handshake in which the peer granted `credit` bytes.
+    pub(super) fn new(credit: u32) -> Self {
+        Self {
+            next: 1,
+            pending: HashMap::new(),
+            credit: u64::from(credit),
+            waiting: VecDeque::new(),
+            consumed: 0,
+        }
+    }
+
+    /// Takes a wish and returns the frames to send now.
+    pub(super) fn ask(&mut self, ask: Ask) -> Vec<Frame> {
+        match ask {
+            Ask::Get(id) => {
+                let request = self.register(Pending::Get { id, cancelled: false });
+                vec![Frame::Get { request, id }]
+            }
+            Ask::Have(ids) => {
+                let request = self.register(Pending::Have(ids.clone()));
+                vec![Frame::Have { request, ids }]
+            }
+            Ask::Put { token, id, block } => {
+                let request = self.register(Pending::Put { token, id });
+                self.waiting.push_back((request, id, block));
+                self.release_puts()
+            }
+            Ask::Cancel(wanted) => {
+                let found = self.pending.iter_mut().find_map(|(request, p)| match p {
+                    Pending::Get { id, cancelled } if *id == wanted && !*cancelled => {
+                        *cancelled = true;
+                        Some(*request)
+                    }
+                    _ => None,
+                });
+                found
+                    .map(|request| Frame::Cancel { request })
+                    .into_iter()
+                    .collect()
+            }
+            Ask::Spent {
+                invitation,
+                expires,
+                device,
+            } => vec![Frame::Spent {
+                invitation,
+                expires,
+                device,
+            }],
+        }
+    }
+
+    /// Takes a frame from the peer; returns what it means and the frames to send now.
+    pub(super) fn receive(&mut self, frame: Frame) -> Result<(Option<Reply>, Vec<Frame>), Violation> {
+        let mut send = Vec::new();
+        let reply = match frame {
+            Frame::Data { request, block } => {
+                // Credit is given back for what is dropped too: the peer spent it.
+                self.consumed = self.consumed.saturating_add(block.len() as u32);
+                if self.consumed >= WINDOW / 4 {
+                    send.push(Frame::Credit { bytes: self.consumed });
+                    self.consumed = 0;
+                }
+                match self.get(request)? {
+                    (_, true) => None,
+                    (id, false) if id.matches(&block) => Some(Reply::Block(id, block)),
+                    (id, false) => Some(Reply::Wrong(id)),
+                }
+            }
+            Frame::Missing { request } => {
+                let (id, cancelled) = self.get(request)?;
+                (!cancelled).then_some(Reply::Missing(id))
+            }
+            Frame::Busy { request, retry_ms } => match self.take(request)? {
+                Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Busy(id, retry_ms)),
+                Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
+                Pending::Put { token, .. } => Some(Reply::PutFailed(token, "the peer is busy".into())),
+            },
+            Frame::Error { request, text, .. } => match self.take(request)? {
+                Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Failed(id, text)),
+                Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
+                Pending::Put { token, .. } => Some(Reply::PutFailed(token, text)),
+            },
+            Frame::Held { request, held } => match self.take(request)? {
+                Pending::Have(ids) if ids.len() == held.len() => {
+                    Some(Reply::Held(ids.into_iter().zip(held).collect()))
+                }
+                _ => return Err(Violation("HELD does not fit what was asked")),
+            },
+            Frame::Receipt { request, receipt } => match self.take(request)? {
+                Pending::Put { token, id } => Some(Reply::Receipt(token, id, receipt)),
+                _ => return Err(Violation("a RECEIPT for what was not put")),
+            },
+            Frame::Credit { bytes } => {
+                self.credit = self.credit.saturating_add(u64::from(bytes));
+                send = self.release_puts();
+                None
+            }
+            Frame::Cancel { request } => {
+                // The peer confirms that it forgot a cancelled request.
+                match self.take(request)? {
+                    Pending::Get { cancelled: true, .. } => None,
+                    _ => return Err(Violation("CANCEL of what was not cancelled")),
+                }
+            }
+            Frame::Hello { .. }
+            | Frame::Have { .. }
+            | Frame::Get { .. }
+            | Frame::Put { .. }
+            | Frame::Spent { .. } => {
+                return Err(Violation("a request on the answering side of a stream"));
+            }
+        };
+        Ok((reply, send))
+    }
+
+    fn register(&mut self, pending: Pending) -> u32 {
+        // Request 0 stands for the connection; ids still open are skipped, so wrapping around is harmless.
+        while self.next == 0 || self.pending.contains_key(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let request = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.pending.insert(request, pending);
+        request
+    }
+
+    fn take(&mut self, request: u32) -> Result<Pending, Violation> {
+        self.pending
+            .remove(&request)
+            .ok_or(Violation("an answer to what was not asked"))
+    }
+
+    fn get(&mut self, request: u32) -> Result<(BlockId, bool), Violation> {
+        match self.take(request)? {
+            Pending::Get { id, cancelled } => Ok((id, cancelled)),
+            _ => Err(Violation("an answer of the wrong kind")),
+        }
+    }
+
+    fn release_puts(&mut self) -> Vec<Frame> {
+        let mut send = Vec::new();
+        while let Some((_, _, block)) = self.waiting.front() {
+            let len = block.len() as u64;
+            if len > self.credit {
+                break;
+            }
+            self.credit -= len;
+            if let Some((request, id, block)) = self.waiting.pop_front() {
+                send.push(Frame::Put { request, id, block });
+            }
+        }
+        send
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(client: &mut Client, id: BlockId) -> u32 {
+        match client.ask(Ask::Get(id)).as_slice() {
+            [Frame::Get { request, .. }] => *request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn answers_may_come_in_any_order_and_are_checked() {
+        let mut client = Client::new(0);
+        let (a, b) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+        let (ia, ib) = (BlockId::of(&a), BlockId::of(&b));
+        let (ra, rb) = (asked(&mut client, ia), asked(&mut client, ib));
+        let data = |request, block: &Bytes| Frame::Data {
+            request,
+            block: block.clone(),
+        };
+        assert_eq!(
+            client.receive(data(rb, &b)).unwrap().0,
+            Some(Reply::Block(ib, b.clone()))
+        );
+        assert_eq!(client.receive(data(ra, &b)).unwrap().0, Some(Reply::Wrong(ia)));
+        assert!(client.receive(data(ra, &a)).is_err(), "answered twice");
+    }
+
+    #[test]
+    fn a_cancelled_request_is_silent_but_still_costs_credit() {
+        let mut client = Client::new(0);
+        let block = Bytes::from(vec![1; WINDOW as usize / 4]);
+        let id = BlockId::of(&block);
+        let request = asked(&mut client, id);
+        assert_eq!(client.ask(Ask::Cancel(id)), vec![Frame::Cancel { request }]);
+        assert_eq!(client.ask(Ask::Cancel(id)), vec![]);
+        let (reply, send) = client.receive(Frame::Data { request, block }).unwrap();
+        assert_eq!(reply, None);
+        assert_eq!(send, vec![Frame::Credit { bytes: WINDOW / 4 }]);
+    }
+
+    #[test]
+    fn puts_wait_for_credit_in_order() {
+        let mut client = Client::new(10);
+        let put = |token, len| Ask::Put {
+            token,
+            id: BlockId([0; 32]),
+            block: Bytes::from(vec![0; len]),
+        };
+        assert_eq!(client.ask(put(1, 8)).len(), 1);
+        assert_eq!(client.ask(put(2, 8)).len(), 0);
+        assert_eq!(client.ask(put(3, 1)).len(), 0, "no overtaking");
+        assert_eq!(client.receive(Frame::Credit { bytes: 8 }).unwrap().1.len(), 2);
+    }
+
+    #[test]
+    fn what_was_not_asked_is_a_violation() {
+        let mut client = Client::new(0);
+        let id = BlockId([0; 32]);
+        assert!(client.receive(Frame::Missing { request: 1 }).is_err());
+        assert!(client.receive(Frame::Get { request: 1, id }).is_err());
+        let request = asked(&mut client, id);
+        assert!(
+            client
+                .receive(Frame::Held {
+                    request,
+                    held: vec![true]
+                })
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! The DHT's part of the swarm actor: publishing this device's addresses and files, finding members and providers.
+//!
+//! Invariant: at most [`QUERIES`] questions are under way, and nothing that the DHT gives is used before its signature was checked;
+//! providers are only dialled, and then have to show their certificates like everybody.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::kad::{self, GetProvidersOk, GetRecordOk, QueryResult, Quorum, Record, RecordKey};
+
+use crate::base::RootId;
+
+use super::address_record::AddressRecord;
+use super::exchange::ToExchange;
+use super::local::{device_of, peer_of, public_of};
+use super::records::Schedule;
+use super::swarm::{Actor, without_peer};
+
+/// A record that reached nobody is tried again after this.
+const RECORD_RETRY: Duration = Duration::from_secs(60);
+/// The address record is renewed after this; well within its validity.
+const RECORD_DAILY: Duration = Duration::from_secs(20 * 3600);
+/// DHT queries under way at one time.
+pub(super) const QUERIES: usize = 32;
+/// What a query is for.
+pub(super) enum Query {
+    Providers(RootId, HashSet<PeerId>),
+    Announce(RootId),
+    OwnRecord,
+    Addresses([u8; 32]),
+}
+
+impl Actor {
+    /// Announces files that are due, within the budget.
+    pub(super) fn announce_due(&mut self) {
+        let budget = Schedule::PER_SECOND.get() as usize;
+        let room = QUERIES.saturating_sub(self.queries.len()).min(budget);
+        let now = Instant::now();
+        for root in self.schedule.take_due(now, room) {
+            let key = RecordKey::new(&root);
+            match self.swarm.behaviour_mut().kad.get().start_providing(key) {
+                Ok(query) => {
+                    self.queries.insert(query, Query::Announce(RootId(root)));
+                }
+                Err(e) => {
+                    tracing::debug!("a file could not be announced: {e}");
+                    self.schedule.failed(root, now);
+                }
+            }
+        }
+    }
+
+    /// Asks the DHT for providers, as many questions at a time as are allowed.
+    pub(super) async fn begin_lookups(&mut self) {
+        while self.queries.len() < 2 * QUERIES {
+            let Some(root) = self.lookups.pop() else {
+                return;
+            };
+            let key = RecordKey::new(&root.0);
+            let query = self.swarm.behaviour_mut().kad.get().get_providers(key);
+            self.queries.insert(query, Query::Providers(root, HashSet::new()));
+        }
+    }
+
+    /// Asks the DHT where a member is.
+    pub(super) fn ask_addresses(&mut self, public: [u8; 32]) {
+        let connected = self.connections.values().any(|c| c.member.is_some());
+        if connected && self.queries.len() < QUERIES {
+            let key = RecordKey::new(&AddressRecord::key(&self.local.group, &public));
+            let query = self.swarm.behaviour_mut().kad.get().get_record(key);
+            self.queries.insert(query, Query::Addresses(public));
+        }
+    }
+
+    /// Publishes this device's addresses.
+    pub(super) fn publish_record(&mut self) {
+        let addresses = self.addresses();
+        let identity = &self.local.identity;
+        let record = AddressRecord::issue(
+            &identity.device,
+            identity.certificate.clone(),
+            addresses,
+            self.local.clock.now(),
+        );
+        let key = AddressRecord::key(&self.local.group, &identity.device.public());
+        let record = Record::new(key.to_vec(), record.encode());
+        self.record_due = Some(Instant::now() + RECORD_DAILY);
+        match self
+            .swarm
+            .behaviour_mut()
+            .kad
+            .get()
+            .put_record(record, Quorum::One)
+        {
+            Ok(query) => {
+                self.queries.insert(query, Query::OwnRecord);
+            }
+            Err(e) => tracing::warn!("this device's addresses could not be published: {e}"),
+        }
+    }
+
+    /// Takes what Kademlia found.
+    pub(super) async fn on_kad(&mut self, event: kad::Event) {
+        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else {
+            return;
+        };
+        match (result, self.queries.get_mut(&id)) {
+            (
+                QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })),
+                Some(Query::Providers(_, found)),
+            ) => found.extend(providers),
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Addresses(public))) => {
+                let public = *public;
+                self.addresses_found(&public, &found.record);
+            }
+            (QueryResult::PutRecord(Err(e)), Some(Query::OwnRecord)) => {
+                tracing::debug!("this device's addresses reached no other member: {e}");
+                self.record_due = Some(Instant::now() + RECORD_RETRY);
+            }
+            (QueryResult::StartProviding(Err(_)), Some(Query::Announce(root))) => {
+                self.schedule.failed(root.0, Instant::now());
+            }
+            _ => {}
+        }
+        if !step.last {
+            return;
+        }
+        if let Some(Query::Providers(root, found)) = self.queries.remove(&id) {
+            self.connect_providers(&found);
+            self.tell_prospects().await;
+            self.tell(ToExchange::LookedUp(root)).await;
+        }
+        self.begin_lookups().await;
+    }
+
+    /// Dials the providers that are not connected; the book counts them as prospects.
+    fn connect_providers(&mut self, found: &HashSet<PeerId>) {
+        for public in found.iter().filter_map(public_of) {
+            let device = device_of(&public);
+            if device == self.local.identity.device.id() || self.book.is_connected(&device) {
+                continue;
+            }
+            let peer = peer_of(&public);
+            let mut addresses = Vec::new();
+            if let Some(peer) = peer {
+                let kad = self.swarm.behaviour_mut().kad.get();
+                for bucket in kad.kbuckets() {
+                    for entry in bucket.iter().filter(|e| *e.node.key.preimage() == peer) {
+                        addresses.extend(entry.node.value.iter().map(|a| without_peer(a).to_string()));
+                    }
+                }
+            }
+            self.book
+                .add_addresses(&public, &addresses, false, Instant::now());
+            self.dial_device(&public, &addresses);
+            self.ask_addresses(public);
+        }
+    }
+
+    fn addresses_found(&mut self, public: &[u8; 32], record: &Record) {
+        let checked = AddressRecord::decode(&record.value).ok().filter(|found| {
+            let now = self.local.clock.now();
+            found.certificate.membership().device == *public
+                && found
+                    .verify(record.key.as_ref(), &self.local.identity.group_public, now)
+                    .is_ok()
+        });
+        match checked {
+            Some(found) => {
+                self.book
+                    .add_addresses(public, &found.addresses, false, Instant::now());
+                self.dial_due();
+            }
+            None => tracing::warn!(
+                device = %device_of(public).short(),
+                "the DHT gave an address record that is not valid; it is ignored"
+            ),
+        }
+    }
+}

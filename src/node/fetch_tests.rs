@@ -1,0 +1,303 @@
+//! Tests of the fetch engine: single rules, and a simulation with virtual time and peers that lie, stall, lose blocks and leave.
+
+use super::*;
+use proptest::prelude::*;
+
+fn block(n: u8) -> Bytes {
+    Bytes::from(vec![n; 3])
+}
+
+fn id(n: u8) -> BlockId {
+    BlockId::of(&block(n))
+}
+
+fn device(n: u64) -> DeviceId {
+    DeviceId([n as u8; 32])
+}
+
+fn want(waiter: u64, n: u8, now: Instant) -> Event {
+    Event::Want {
+        waiter,
+        want: Want {
+            id: id(n),
+            root: Some(RootId([1; 32])),
+        },
+        deadline: now + Duration::from_secs(30),
+    }
+}
+
+fn up(link: u64) -> Event {
+    Event::LinkUp {
+        link,
+        device: device(link),
+        capacity: 64,
+    }
+}
+
+fn gets(actions: &[Action]) -> Vec<u64> {
+    actions
+        .iter()
+        .filter_map(|a| match a {
+            Action::Send(link, Ask::Get(_)) => Some(*link),
+            _ => None,
+        })
+        .collect()
+}
+
+fn results(actions: Vec<Action>) -> Vec<(u64, Result<Bytes, FetchError>)> {
+    actions
+        .into_iter()
+        .filter_map(|a| match a {
+            Action::Done(waiter, result) => Some((waiter, result)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn alone_fails_at_once() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    let done = results(engine.handle(want(1, 1, now), now));
+    assert!(matches!(done[..], [(1, Err(FetchError::Alone { .. }))]));
+}
+
+#[test]
+fn a_missing_answer_moves_on_and_the_last_one_ends_the_want() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(up(1), now);
+    engine.handle(up(2), now);
+    let first = gets(&engine.handle(want(1, 1, now), now));
+    assert_eq!(first, [1]);
+    let second = gets(&engine.handle(Event::Reply(1, Reply::Missing(id(1))), now));
+    assert_eq!(second, [2]);
+    let actions = engine.handle(Event::Reply(2, Reply::Missing(id(1))), now);
+    assert!(matches!(actions[..], [Action::Lookup(_)]), "{actions:?}");
+    let done = results(engine.handle(Event::LookedUp(RootId([1; 32])), now));
+    let [(1, Err(FetchError::Unavailable { asked, .. }))] = &done[..] else {
+        panic!("{done:?}")
+    };
+    assert_eq!(asked, "01010101 (does not have it), 02020202 (does not have it)");
+}
+
+#[test]
+fn wrong_bytes_ban_the_peer_and_another_is_asked() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(up(1), now);
+    engine.handle(up(2), now);
+    engine.handle(want(1, 1, now), now);
+    let actions = engine.handle(Event::Reply(1, Reply::Wrong(id(1))), now);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Banned(d, _) if *d == device(1)))
+    );
+    assert_eq!(gets(&actions), [2]);
+    assert_eq!(gets(&engine.handle(want(2, 2, now), now)), [2], "banned");
+    let later = now + BAN;
+    engine.handle(Event::Reply(2, Reply::Missing(id(2))), later);
+    assert!(engine.banned.is_empty());
+}
+
+#[test]
+fn a_late_peer_gets_company_and_the_first_answer_wins() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(up(1), now);
+    engine.handle(up(2), now);
+    engine.handle(want(1, 1, now), now);
+    assert_eq!(engine.wakeup(), Some(now + LATE));
+    assert_eq!(gets(&engine.handle(Event::Tick, now + LATE)), [2]);
+    let actions = engine.handle(Event::Reply(1, Reply::Block(id(1), block(1))), now + LATE);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Send(2, Ask::Cancel(_))))
+    );
+    assert!(matches!(results(actions)[..], [(1, Ok(_))]));
+    assert!(engine.wants.is_empty() && engine.queue.is_empty());
+}
+
+#[test]
+fn a_peer_that_connects_while_a_want_is_pending_is_asked() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(Event::Prospects(1), now);
+    assert!(engine.handle(want(1, 1, now), now).is_empty());
+    assert_eq!(gets(&engine.handle(up(7), now)), [7]);
+    // Lost before it answered, and back again.
+    engine.handle(Event::LinkDown(7), now);
+    assert_eq!(
+        gets(&engine.handle(
+            Event::LinkUp {
+                link: 8,
+                device: device(7),
+                capacity: 1
+            },
+            now
+        )),
+        [8]
+    );
+}
+
+#[test]
+fn known_holders_are_preferred_and_share_the_load() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    for link in 1..=3 {
+        engine.handle(up(link), now);
+    }
+    for (link, n) in [(2, 1), (3, 2)] {
+        engine.handle(want(1, n, now), now);
+        engine.handle(Event::Reply(1, Reply::Missing(id(n))), now);
+        engine.handle(Event::Reply(link, Reply::Held(vec![(id(n), true)])), now);
+        let holder = *engine.wants[&id(n)]
+            .said
+            .iter()
+            .find(|(_, s)| **s == Said::Asked)
+            .unwrap()
+            .0;
+        engine.handle(
+            Event::Reply(u64::from(holder.0[0]), Reply::Block(id(n), block(n))),
+            now,
+        );
+    }
+    let known = engine.holders[&RootId([1; 32])].len();
+    let mut asked: Vec<u64> = (10..20)
+        .flat_map(|n| gets(&engine.handle(want(1, n, now), now)))
+        .collect();
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked.len(), known);
+    assert!(!asked.contains(&1), "it has never had a block of this file");
+}
+
+#[test]
+fn capacity_bounds_what_is_open_and_busy_waits() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(
+        Event::LinkUp {
+            link: 1,
+            device: device(1),
+            capacity: 2,
+        },
+        now,
+    );
+    let open: usize = (0..10)
+        .map(|n| gets(&engine.handle(want(1, n, now), now)).len())
+        .sum();
+    assert_eq!(open, 2);
+    assert_eq!(
+        gets(&engine.handle(Event::Reply(1, Reply::Block(id(0), block(0))), now)).len(),
+        1
+    );
+    assert!(gets(&engine.handle(Event::Reply(1, Reply::Busy(id(1), 200)), now)).is_empty());
+    let later = now + Duration::from_millis(200);
+    assert_eq!(engine.wakeup(), Some(later));
+    assert_eq!(gets(&engine.handle(Event::Tick, later)).len(), 1);
+}
+
+/// How a simulated peer treats a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Honest,
+    Empty,
+    Lying,
+    Silent,
+    Busy,
+}
+
+fn manner(n: u8) -> Manner {
+    match n % 5 {
+        0 => Manner::Honest,
+        1 => Manner::Empty,
+        2 => Manner::Lying,
+        3 => Manner::Silent,
+        _ => Manner::Busy,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Seeded groups of peers of every manner that come and go: each waiter hears exactly once, in time, and never wrong bytes; and
+    /// when an honest peer stays connected, it hears the right ones.
+    #[test]
+    fn every_waiter_hears_once_and_in_time(
+        peers in proptest::collection::vec((0u8..5, 0u64..4_000, 0u64..40_000), 1..6),
+        wants in proptest::collection::vec((0u8..30, 0u64..5_000), 1..40),
+        stable: bool,
+    ) {
+        let start = Instant::now();
+        let mut engine = Engine::default();
+        engine.handle(Event::Prospects(peers.len()), start);
+        // (time in ms, order, event)
+        let mut agenda: BTreeMap<(u64, u64), Event> = BTreeMap::new();
+        let mut order = 0;
+        let mut plan = |agenda: &mut BTreeMap<(u64, u64), Event>, at: u64, event: Event| {
+            order += 1;
+            agenda.insert((at, order), event);
+        };
+        for (n, (_, joins, leaves)) in peers.iter().enumerate() {
+            plan(&mut agenda, *joins, up(n as u64));
+            if !stable {
+                plan(&mut agenda, joins + leaves, Event::LinkDown(n as u64));
+            }
+        }
+        for (waiter, (n, at)) in wants.iter().enumerate() {
+            plan(&mut agenda, *at, want(waiter as u64, *n, start + Duration::from_millis(*at)));
+        }
+        let mut heard: HashMap<u64, (u64, Result<Bytes, FetchError>)> = HashMap::new();
+        let mut now_ms = 0;
+        let mut steps = 0;
+        loop {
+            steps += 1;
+            prop_assert!(steps < 100_000, "the engine does not come to rest");
+            let wake = engine.wakeup().map(|at| at.saturating_duration_since(start).as_millis() as u64);
+            let next = agenda.first_key_value().map(|((at, _), _)| *at);
+            let event = match (next, wake) {
+                (None, None) => break,
+                (Some(at), wake) if wake.is_none_or(|w| at <= w) => {
+                    now_ms = now_ms.max(at);
+                    agenda.pop_first().unwrap().1
+                }
+                (_, Some(w)) => {
+                    now_ms = now_ms.max(w);
+                    Event::Tick
+                }
+                _ => unreachable!(),
+            };
+            for action in engine.handle(event, start + Duration::from_millis(now_ms)) {
+                match action {
+                    Action::Send(link, Ask::Get(block_id)) => {
+                        let n = (0..30).find(|n| id(*n) == block_id).unwrap();
+                        let reply = match manner(peers[link as usize].0) {
+                            Manner::Honest => Reply::Block(block_id, block(n)),
+                            Manner::Empty => Reply::Missing(block_id),
+                            Manner::Lying => Reply::Wrong(block_id),
+                            Manner::Busy => Reply::Busy(block_id, 500),
+                            Manner::Silent => continue,
+                        };
+                        plan(&mut agenda, now_ms + 5 + u64::from(n), Event::Reply(link, reply));
+                    }
+                    Action::Send(link, Ask::Have(ids)) => {
+                        let holds = manner(peers[link as usize].0) != Manner::Empty;
+                        let held = ids.into_iter().map(|id| (id, holds)).collect();
+                        plan(&mut agenda, now_ms + 3, Event::Reply(link, Reply::Held(held)));
+                    }
+                    Action::Send(..) | Action::Banned(..) => {}
+                    Action::Lookup(root) => plan(&mut agenda, now_ms + 100, Event::LookedUp(root)),
+                    Action::Done(waiter, result) => {
+                        prop_assert!(heard.insert(waiter, (now_ms, result)).is_none(), "heard twice");
+                    }
+                }
+            }
+        }
+        let honest = peers.iter().any(|(m, ..)| manner(*m) == Manner::Honest);
+        for (waiter, (n, at)) in wants.iter().enumerate() {
+            let (when, result) = heard.get(&(waiter as u64)).expect("heard nothing");
+            prop_assert!(*when <= at + 30_000);
+            if let Ok(bytes) = result {
+                prop_assert_eq!(bytes, &block(*n));
+            }
+            prop_assert!(!(stable && honest) || result.is_ok(), "{:?}", result);
+        }
+        prop_assert!(engine.wants.is_empty() && engine.queue.is_empty());
+    }
+}

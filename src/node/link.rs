@@ -1,0 +1,212 @@
+//! The task of a block stream that we opened: shows and checks certificates, then carries our requests out, with `client` as its brain.
+//!
+//! Invariant: whatever ends the stream, the exchange hears of it, and a peer that broke the protocol loses the connection, with a line
+//! in the log. Blocks are checked here, beside the swarm actor.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::io::BufReader;
+use futures::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use super::admission::Admission;
+use super::client::{Ask, Client, Reply};
+use super::exchange::ToExchange;
+use super::frame::Frame;
+use super::gate::Opened;
+use super::handshake::{self, Refusal};
+use super::local::{Command, Local};
+use super::wire::{read_frame, write_frame};
+
+/// Requests that wait to be written to one stream.
+pub(super) const ASKS: usize = 512;
+/// Most requests the engine opens on one stream.
+const CAPACITY: usize = 64;
+/// Small frames are read through a buffer of this many bytes; blocks go past it.
+pub(super) const READ_BUFFER: usize = 8 << 10;
+/// A peer that takes nothing for this long is given up.
+pub(super) const STALL: Duration = Duration::from_secs(60);
+
+static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
+
+/// Runs the stream to its end.
+pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
+    let Opened {
+        peer,
+        connection,
+        mut stream,
+        admission,
+        remote,
+        ..
+    } = *opened;
+    let member = match handshake::open(&mut stream, &local, &peer).await {
+        Ok(member) => member,
+        Err(refusal) => {
+            log_refusal(&refusal, &peer, &remote);
+            let _ = local.actor.send(Command::Close(connection)).await;
+            return;
+        }
+    };
+    admission.trust();
+    admission.make_ready();
+    let device = member.device;
+    let link = NEXT_LINK.fetch_add(1, Ordering::Relaxed);
+    let (asks, asked) = mpsc::channel(ASKS);
+    let up = ToExchange::LinkUp {
+        link,
+        device,
+        role: member.member.role,
+        capacity: usize::from(member.requests).min(CAPACITY),
+        asks,
+    };
+    if local.exchange.send(up).await.is_err() {
+        return;
+    }
+    // After the stream, so that a want never sees a moment without prospects and without the stream.
+    let told = [
+        Command::Trusted {
+            peer,
+            connection,
+            member: Box::new(member.member.clone()),
+        },
+        Command::Ready { peer, connection },
+    ];
+    for command in told {
+        if local.actor.send(command).await.is_err() {
+            return;
+        }
+    }
+    let client = Client::new(member.window);
+    let ended = converse(stream, client, link, asked, &local, &admission).await;
+    if let Err(Ended::Violation(why)) = ended {
+        tracing::warn!(device = %device.short(), address = %remote, "closing the connection: {why}");
+    }
+    let unlinked = Command::Unlinked {
+        link,
+        peer,
+        connection,
+    };
+    let _ = local.actor.send(unlinked).await;
+}
+
+/// Says in the log who was refused, from where and why.
+pub(super) fn log_refusal(refusal: &Refusal, peer: &libp2p::PeerId, remote: &libp2p::Multiaddr) {
+    match refusal {
+        Refusal::Wire(e) if !e.is_violation() => {
+            tracing::debug!(%peer, address = %remote, "the handshake did not finish: {e}");
+        }
+        Refusal::Ours(_) => tracing::warn!(%peer, address = %remote, "{refusal}"),
+        _ => tracing::warn!(%peer, address = %remote, "refused a device: {refusal}"),
+    }
+}
+
+/// Why a conversation ended.
+pub(super) enum Ended {
+    /// The stream broke, or the node is shutting down.
+    Lost,
+    /// The peer broke the protocol.
+    Violation(String),
+}
+
+/// Frames that wait to be written, with a bell.
+#[derive(Default)]
+pub(super) struct Outbox {
+    frames: Mutex<VecDeque<Frame>>,
+    bell: Notify,
+}
+
+impl Outbox {
+    /// Adds frames in order.
+    pub(super) fn put(&self, frames: impl IntoIterator<Item = Frame>) {
+        let mut queue = self.frames.lock();
+        let before = queue.len();
+        queue.extend(frames);
+        if queue.len() > before {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Writes what is there and flushes; then waits for the bell.
+    pub(super) async fn write_to<W: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut W,
+        admission: &Admission,
+    ) -> Ended {
+        loop {
+            let mut wrote = false;
+            loop {
+                let Some(frame) = self.frames.lock().pop_front() else {
+                    break;
+                };
+                wrote = true;
+                match tokio::time::timeout(STALL, write_frame(stream, &frame)).await {
+                    Ok(Ok(bytes)) => admission.count(0, bytes),
+                    _ => return Ended::Lost,
+                }
+            }
+            if wrote && !matches!(tokio::time::timeout(STALL, stream.flush()).await, Ok(Ok(()))) {
+                return Ended::Lost;
+            }
+            self.bell.notified().await;
+        }
+    }
+}
+
+async fn converse(
+    stream: libp2p::Stream,
+    client: Client,
+    link: u64,
+    mut asked: mpsc::Receiver<Ask>,
+    local: &Local,
+    admission: &Admission,
+) -> Result<(), Ended> {
+    let (read, mut write) = stream.split();
+    let mut read = BufReader::with_capacity(READ_BUFFER, read);
+    let client = Mutex::new(client);
+    let outbox = Outbox::default();
+    let reader = async {
+        loop {
+            let frame = match read_frame(&mut read).await {
+                Ok(frame) => frame,
+                Err(e) if e.is_violation() => return Ended::Violation(e.to_string()),
+                Err(_) => return Ended::Lost,
+            };
+            if let Frame::Data { block, .. } = &frame {
+                admission.count(block.len() as u64, 0);
+            }
+            let received = client.lock().receive(frame);
+            match received {
+                Ok((reply, send)) => {
+                    outbox.put(send);
+                    if let Some(reply) = reply
+                        && !report(link, reply, local).await
+                    {
+                        return Ended::Lost;
+                    }
+                }
+                Err(violation) => return Ended::Violation(violation.to_string()),
+            }
+        }
+    };
+    let asker = async {
+        while let Some(ask) = asked.recv().await {
+            let frames = client.lock().ask(ask);
+            outbox.put(frames);
+        }
+        Ended::Lost
+    };
+    let ended = tokio::select! {
+        ended = reader => ended,
+        ended = asker => ended,
+        ended = outbox.write_to(&mut write, admission) => ended,
+    };
+    Err(ended)
+}
+
+async fn report(link: u64, reply: Reply, local: &Local) -> bool {
+    local.exchange.send(ToExchange::Reply(link, reply)).await.is_ok()
+}

@@ -1,0 +1,141 @@
+//! What this device is, and what its stream tasks share: identity, store, clock, limits, and the ways to the swarm actor and the exchange.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::PeerId;
+use libp2p::identity::{Keypair, PublicKey, ed25519};
+use libp2p::swarm::ConnectionId;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::base::clock::Clock;
+use crate::base::{DeviceId, GroupId, RootId};
+use crate::keys::certificate::Membership;
+use crate::keys::{Certificate, DeviceKey};
+use crate::store::BlockStore;
+
+use super::NodeError;
+use super::admit::Desk;
+use super::exchange::ToExchange;
+use super::fetch::LinkId;
+use super::peers::PeerInfo;
+
+/// Who this device is.
+pub struct Identity {
+    /// The device's key; also the identity that the transport authenticates.
+    pub device: DeviceKey,
+    /// The device's certificate.
+    pub certificate: Certificate,
+    /// The group's public key.
+    pub group_public: [u8; 32],
+}
+
+/// Shared by every task of a node.
+pub(super) struct Local {
+    /// Who this device is.
+    pub(super) identity: Identity,
+    /// Id of the group.
+    pub(super) group: GroupId,
+    /// Where blocks are.
+    pub(super) store: Arc<dyn BlockStore>,
+    /// What time it is.
+    pub(super) clock: Arc<dyn Clock>,
+    /// Bounds the store operations that run for peers at one time.
+    pub(super) store_slots: Arc<Semaphore>,
+    /// How long a handshake may take.
+    pub(super) hello_timeout: Duration,
+    /// How long a block that others put here is promised to stay.
+    pub(super) lease: Duration,
+    /// Where devices with tickets are admitted, on an admin's device.
+    pub(super) desk: Option<Arc<Desk>>,
+    /// The swarm actor.
+    pub(super) actor: mpsc::Sender<Command>,
+    /// The exchange.
+    pub(super) exchange: mpsc::Sender<ToExchange>,
+}
+
+/// What the swarm actor is asked to do.
+pub(super) enum Command {
+    /// Connect to an address.
+    Dial(String),
+    /// Tell the DHT that this device has blocks of a file.
+    Announce(RootId),
+    /// Find providers of a file and connect to them; then tell the exchange.
+    Lookup(RootId),
+    /// List the peers.
+    Peers(std::sync::mpsc::SyncSender<Vec<PeerInfo>>),
+    /// List the addresses at which this device can be reached.
+    Addresses(std::sync::mpsc::SyncSender<Vec<String>>),
+    /// A peer has shown a valid certificate.
+    Trusted {
+        /// The peer.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+        /// What its certificate states.
+        member: Box<Membership>,
+    },
+    /// Both sides of a connection have accepted each other.
+    Ready {
+        /// The peer.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// The block stream that we opened ended; the connection goes with it.
+    Unlinked {
+        /// The stream.
+        link: LinkId,
+        /// The peer.
+        peer: PeerId,
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// End a connection.
+    Close(ConnectionId),
+    /// End everything.
+    Shutdown,
+}
+
+/// The transport's key pair of a device key.
+pub(super) fn keypair(device: &DeviceKey) -> Result<Keypair, NodeError> {
+    let mut seed = device.seed();
+    Keypair::ed25519_from_bytes(&mut seed[..])
+        .map_err(|e| NodeError::Transport(format!("the device key is not usable: {e}")))
+}
+
+/// The peer id of a device's public key.
+pub(super) fn peer_of(public: &[u8; 32]) -> Option<PeerId> {
+    let key = ed25519::PublicKey::try_from_bytes(public).ok()?;
+    Some(PublicKey::from(key).to_peer_id())
+}
+
+/// The device public key in a peer id: Ed25519 keys are short enough to be the id itself.
+pub(super) fn public_of(peer: &PeerId) -> Option<[u8; 32]> {
+    let hash = peer.as_ref();
+    if hash.code() != 0 {
+        return None;
+    }
+    let key = PublicKey::try_decode_protobuf(hash.digest()).ok()?;
+    Some(key.try_into_ed25519().ok()?.to_bytes())
+}
+
+/// The device id of a public key.
+pub(super) fn device_of(public: &[u8; 32]) -> DeviceId {
+    DeviceId(*blake3::hash(public).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_keys_and_peer_ids_are_one_to_one() {
+        let device = DeviceKey::from_bytes(&[5; 32]);
+        let peer = keypair(&device).unwrap().public().to_peer_id();
+        assert_eq!(peer_of(&device.public()), Some(peer));
+        assert_eq!(public_of(&peer), Some(device.public()));
+        assert_eq!(device_of(&device.public()), device.id());
+        assert_eq!(public_of(&PeerId::random()), None);
+    }
+}

@@ -1,0 +1,50 @@
+//! Storey 3: the network, behind our own types. Nothing of libp2p leaves this room.
+//!
+//! A [`Node`] connects the members of a group. Every connection begins with an exchange of certificates (`handshake`); nothing else is
+//! answered before (`gate`, `gated`). Blocks move over `/dfs/GROUP/block/1`: `frame` is its binary form, `client` and `server` are its two
+//! sides as state machines, `link` and `serve` the tasks that carry them out, `fetch` decides whom to ask and `exchange` carries that
+//! out. `swarm` (with `dht`) is the one task that owns the libp2p swarm. New members come in through `join` and `admit`.
+//!
+//! The daemon starts a node and plugs it into the store as its `Fetch`. See `docs/protocol.md`.
+
+pub mod address_record;
+mod admission;
+mod admit;
+mod behaviour;
+mod client;
+mod config;
+mod dht;
+mod exchange;
+mod fetch;
+pub mod frame;
+mod gate;
+mod gated;
+mod handshake;
+pub mod join;
+pub mod join_message;
+mod ledger;
+mod link;
+mod local;
+mod peers;
+mod receipt;
+mod records;
+mod serve;
+mod server;
+mod start;
+mod state;
+mod swarm;
+mod wire;
+
+#[cfg(test)]
+#[path = "group_tests.rs"]
+mod tests;
+
+pub use admit::Admit;
+pub use config::{DEFAULT_PORT, NodeConfig, NodeError};
+pub use exchange::PutDone;
+pub use join::{JoinError, Joined, join};
+pub use local::Identity;
+pub use peers::PeerInfo;
+pub use receipt::Receipt;
+pub use start::{Node, NodeParts};
+pub use state::{MemoryState, NodeState, StateFile};

@@ -1,0 +1,211 @@
+//! The task of a block stream that a peer opened: checks its certificate, then answers it, with `server` as its brain.
+//!
+//! Invariant: the store is only touched on blocking threads, a bounded number of them for all peers together; a receipt is signed only
+//! after the store has synced the block.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::AsyncReadExt;
+use futures::io::BufReader;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::base::BlockId;
+use crate::store::{Put, PutKind};
+
+use super::admission::Admission;
+use super::frame::Frame;
+use super::gate::Opened;
+use super::handshake::{self, Peer};
+use super::link::{Ended, Outbox, READ_BUFFER, log_refusal};
+use super::local::{Command, Local};
+use super::receipt::Receipt;
+use super::server::{Loaded, REQUESTS_MAX, Server, Work};
+use super::wire::read_frame;
+
+/// Finished store operations that wait for the stream's task; never more than requests are open.
+const FINISHED: usize = 4 * REQUESTS_MAX as usize;
+
+/// A store operation that ended.
+enum Finished {
+    Load(u32, Loaded),
+    Look(u32, Vec<bool>),
+    Store(u32, Result<Vec<u8>, String>),
+}
+
+/// Runs the stream to its end.
+pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
+    let Opened {
+        peer,
+        connection,
+        mut stream,
+        admission,
+        remote,
+        slot,
+        ..
+    } = *opened;
+    let member = match handshake::accept(&mut stream, &local, &peer).await {
+        Ok(member) => member,
+        Err(refusal) => {
+            log_refusal(&refusal, &peer, &remote);
+            let _ = local.actor.send(Command::Close(connection)).await;
+            return;
+        }
+    };
+    admission.trust();
+    let trusted = Command::Trusted {
+        peer,
+        connection,
+        member: Box::new(member.member.clone()),
+    };
+    if local.actor.send(trusted).await.is_err() {
+        return;
+    }
+    let device = member.device;
+    if let Ended::Violation(why) = converse(stream, member, &local, &admission).await {
+        tracing::warn!(device = %device.short(), address = %remote, "closing the connection: {why}");
+    }
+    drop(slot);
+    let _ = local.actor.send(Command::Close(connection)).await;
+}
+
+async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admission: &Admission) -> Ended {
+    let (read, mut write) = stream.split();
+    let mut read = BufReader::with_capacity(READ_BUFFER, read);
+    let server = Mutex::new(Server::new(peer.member.role, peer.window));
+    let outbox = Outbox::default();
+    let (finish, mut finished) = mpsc::channel(FINISHED);
+    let worker = Worker {
+        local: Arc::clone(local),
+        owner: peer.member.device,
+        finish,
+    };
+    let reader = async {
+        loop {
+            let frame = match read_frame(&mut read).await {
+                Ok(frame) => frame,
+                Err(e) if e.is_violation() => return Ended::Violation(e.to_string()),
+                Err(_) => return Ended::Lost,
+            };
+            if let Frame::Put { block, .. } = &frame {
+                admission.count(block.len() as u64, 0);
+            }
+            let work = server.lock().receive(frame);
+            match work {
+                Ok(work) => worker.carry_out(work, &outbox),
+                Err(violation) => return Ended::Violation(violation.to_string()),
+            }
+        }
+    };
+    let finisher = async {
+        while let Some(done) = finished.recv().await {
+            let work = match done {
+                Finished::Load(request, loaded) => server.lock().loaded(request, loaded),
+                Finished::Look(request, held) => server.lock().looked(request, held),
+                Finished::Store(request, result) => server.lock().stored(request, result),
+            };
+            worker.carry_out(work, &outbox);
+        }
+        Ended::Lost
+    };
+    tokio::select! {
+        ended = reader => ended,
+        ended = finisher => ended,
+        ended = outbox.write_to(&mut write, admission) => ended,
+    }
+}
+
+/// Starts store operations.
+struct Worker {
+    local: Arc<Local>,
+    /// Public key of the peer.
+    owner: [u8; 32],
+    finish: mpsc::Sender<Finished>,
+}
+
+impl Worker {
+    fn carry_out(&self, work: Vec<Work>, outbox: &Outbox) {
+        for one in work {
+            match one {
+                Work::Send(frame) => outbox.put([frame]),
+                Work::Load(request, id) => {
+                    self.start(move |local, _| Finished::Load(request, load(local, &id)));
+                }
+                Work::Look(request, ids) => self.start(move |local, _| {
+                    let held = ids.iter().map(|id| local.store.contains(id).unwrap_or(false));
+                    Finished::Look(request, held.collect())
+                }),
+                Work::Store(request, id, block) => {
+                    self.start(move |local, owner| Finished::Store(request, keep(local, owner, id, block)))
+                }
+                Work::Spent {
+                    invitation,
+                    expires,
+                    device,
+                } => {
+                    if let Some(desk) = self.local.desk.clone() {
+                        tokio::task::spawn_blocking(move || desk.note_spent(invitation, expires, device));
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&self, operation: impl FnOnce(&Local, [u8; 32]) -> Finished + Send + 'static) {
+        let (local, owner, finish) = (Arc::clone(&self.local), self.owner, self.finish.clone());
+        tokio::spawn(async move {
+            let Ok(slot) = Arc::clone(&local.store_slots).acquire_owned().await else {
+                return;
+            };
+            let done = tokio::task::spawn_blocking(move || {
+                let done = operation(&local, owner);
+                drop(slot);
+                done
+            });
+            if let Ok(done) = done.await {
+                let _ = finish.send(done).await;
+            }
+        });
+    }
+}
+
+fn load(local: &Local, id: &BlockId) -> Loaded {
+    match local.store.get(id) {
+        Ok(Some(block)) => Loaded::Block(block),
+        Ok(None) => Loaded::Missing,
+        Err(e) => {
+            tracing::warn!("a block that a peer asked for could not be read: {e}");
+            match e {
+                crate::store::StoreError::Damaged(_) => Loaded::Missing,
+                _ => Loaded::Failed("the store failed".into()),
+            }
+        }
+    }
+}
+
+/// Stores and syncs a block that a peer placed here, and signs the receipt.
+fn keep(local: &Local, owner: [u8; 32], id: BlockId, block: Bytes) -> Result<Vec<u8>, String> {
+    if !id.matches(&block) {
+        return Err("the bytes are not the block they are put as".into());
+    }
+    let len_bytes = block.len() as u32;
+    let put = Put {
+        id,
+        bytes: block,
+        // Promised to stay: not evictable.
+        kind: PutKind::Dirty,
+        plain: None,
+    };
+    local
+        .store
+        .put(vec![put])
+        .and_then(|_| local.store.sync())
+        .map_err(|e| {
+            tracing::warn!("a block that a peer placed here could not be stored: {e}");
+            "the store failed or is full".to_owned()
+        })?;
+    let now = local.clock.now();
+    let until = now.saturating_add(local.lease.as_secs());
+    Ok(Receipt::issue(&local.identity.device, owner, id, len_bytes, now, until).encode())
+}
