@@ -10,6 +10,9 @@ use super::buffers::Buffers;
 use super::{EpochKey, SealError, Sealer, plain_hash};
 use crate::base::{BlockId, PlainHash};
 
+/// Sealers kept beyond one for each thread: single pieces are sealed on the callers' threads.
+const CALLERS: usize = 8;
+
 /// A piece that was sealed, or found to be sealed already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
@@ -25,7 +28,7 @@ pub struct Sealed {
 pub struct SealPool {
     threads: rayon::ThreadPool,
     level: i32,
-    /// Sealers that no thread uses at the moment: never more than there are threads.
+    /// Sealers that no thread uses at the moment: one for each thread and `CALLERS` more at most.
     idle: Mutex<Vec<Sealer>>,
     buffers: Buffers,
 }
@@ -62,7 +65,8 @@ impl SealPool {
         self.threads.current_num_threads()
     }
 
-    /// Seals every piece (1 to `CHUNK_MAX` bytes each) and returns the results in the same order.
+    /// Seals every piece (1 to `CHUNK_MAX` bytes each) and returns the results in the same order. A single piece is sealed on the
+    /// thread of the caller.
     ///
     /// `known` is asked once for each piece, on the sealing threads: the id of a block that exists already spares sealing.
     pub fn seal_all<P: AsRef<[u8]> + Sync>(
@@ -103,7 +107,7 @@ impl SealPool {
         };
         let sealed = sealer.seal(epoch, key, piece);
         let mut idle = self.idle.lock();
-        if idle.len() < self.threads() {
+        if idle.len() < self.threads() + CALLERS {
             idle.push(sealer);
         }
         drop(idle);
@@ -145,7 +149,7 @@ mod tests {
                 assert_eq!((sealed.id, sealed.block), (id, Some(block)));
             }
         }
-        assert!(pool.idle.lock().len() <= 3);
+        assert!(pool.idle.lock().len() <= 3 + CALLERS);
     }
 
     #[test]
