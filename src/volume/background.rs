@@ -21,6 +21,10 @@ const QUEUE: usize = 256;
 /// Threads that hand stretches to the sealing cores: two, so that one seals while the other waits for the store.
 const SEALERS: usize = 2;
 
+/// Between two collections, and at least so many times as long as the last one took.
+const COLLECT_PAUSE: Duration = Duration::from_secs(10);
+const COLLECT_SHARE: u32 = 20;
+
 /// So many files that are not durable start a sync before its time.
 const UNSYNCED_MAX: usize = 20_000;
 
@@ -111,7 +115,7 @@ fn seal_loop(volume: &Weak<Volume>, queue: &Receiver<Arc<OpenFile>>) {
 }
 
 fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval: Duration) {
-    let mut failing = false;
+    let (mut failing, mut collect_after) = (false, Instant::now());
     loop {
         let deadline = Instant::now() + interval;
         {
@@ -140,6 +144,14 @@ fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval:
             _ => {}
         }
         failing = outcome.is_err();
+        if outcome.is_ok() && volume.is_worth_collecting() && Instant::now() >= collect_after {
+            let began = Instant::now();
+            match volume.collect() {
+                Ok(blocks) => tracing::info!(blocks, "blocks that nothing refers to any more were removed"),
+                Err(error) => tracing::info!(%error, "no blocks were collected this time"),
+            }
+            collect_after = Instant::now() + COLLECT_PAUSE.max(began.elapsed() * COLLECT_SHARE);
+        }
     }
 }
 

@@ -3,13 +3,13 @@
 //! Invariant: plaintext leaves here only after its block passed the check of its id and of its tag. No lock is held while a block is
 //! read, fetched, opened or sealed; several readers of one block wait for one opening. Called by `read` and `write_back`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::Wait;
 use super::error::{BlockError, Result, VolumeError};
@@ -56,6 +56,8 @@ pub struct Blocks {
     ahead: rayon::ThreadPool,
     plain: Mutex<PlainCache>,
     opened: Condvar,
+    /// Blocks taken up since a collection began; held shared while blocks are stored, exclusively while some are removed.
+    watch: RwLock<Option<Mutex<HashSet<BlockId>>>>,
     timeout: Duration,
 }
 
@@ -93,6 +95,7 @@ impl Blocks {
                 opening: HashMap::new(),
             }),
             opened: Condvar::new(),
+            watch: RwLock::new(None),
             timeout,
         })
     }
@@ -203,6 +206,7 @@ impl Blocks {
             }
             at += len;
         }
+        let watch = self.watch.read();
         let (epoch, key) = self.keys.current();
         let known = |plain: &PlainHash| self.known(plain);
         let sealed = self
@@ -222,6 +226,9 @@ impl Blocks {
                 });
             }
         }
+        if let Some(taken_up) = &*watch {
+            taken_up.lock().extend(&ids);
+        }
         let store = self.tiered.store();
         let seq = if batch.is_empty() {
             store.last_seq()
@@ -237,6 +244,32 @@ impl Blocks {
             Cut::Zeros(len) => Stored { len, block: None },
         });
         Ok((stored.collect(), seq))
+    }
+
+    /// From now on, takes note of the blocks that are stored or found to be there already.
+    pub fn begin_watch(&self) {
+        *self.watch.write() = Some(Mutex::default());
+    }
+
+    /// Ends what `begin_watch` began.
+    pub fn end_watch(&self) {
+        *self.watch.write() = None;
+    }
+
+    /// Removes those of `unmarked` that nobody has taken up since `begin_watch`. Returns how many.
+    pub fn remove_unused(&self, unmarked: &[BlockId]) -> Result<u64> {
+        let watch = self.watch.write();
+        let Some(taken_up) = &*watch else { return Ok(0) };
+        let taken_up = taken_up.lock();
+        let unused: Vec<BlockId> = unmarked
+            .iter()
+            .filter(|id| !taken_up.contains(id))
+            .copied()
+            .collect();
+        if !unused.is_empty() {
+            self.tiered.store().remove(&unused).map_err(VolumeError::store)?;
+        }
+        Ok(unused.len() as u64)
     }
 
     /// The block that this plaintext is in already. Its bytes are read and checked: the new file will have no other copy of them.

@@ -84,6 +84,7 @@ impl Volume {
     /// Imports the plain files in and below one directory of the folder, given by its host path.
     pub fn import_below(&self, host: &Path, each: &mut dyn FnMut(&Imported)) -> Result<Imported> {
         self.check_writable()?;
+        let _one = self.importing.lock();
         let mut run = Run {
             volume: self,
             done: Imported::default(),
@@ -454,7 +455,8 @@ fn plain_entries(dir: &Arc<OwnedFd>) -> Result<Vec<(OsString, FileType)>> {
     Ok(found)
 }
 
-fn entries(dir: &Arc<OwnedFd>) -> Result<Vec<(OsString, FileType)>> {
+/// The entries of a directory of the folder, by host name.
+pub(super) fn entries(dir: &Arc<OwnedFd>) -> Result<Vec<(OsString, FileType)>> {
     let context = "list the folder";
     let own = open_below(
         dir.as_fd(),

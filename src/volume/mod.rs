@@ -8,6 +8,7 @@ mod attributes;
 mod background;
 mod blocks;
 mod budget;
+mod collect;
 mod durability;
 mod error;
 mod handles;
@@ -27,9 +28,10 @@ pub use import::Imported;
 pub use open_file::{Chosen, choose};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::base::RootId;
 use crate::base::limits::FETCH_TIMEOUT_SECS;
@@ -141,6 +143,12 @@ pub struct Volume {
     background: Background,
     /// Held shared while a path is used, exclusively while one changes.
     renames: RwLock<()>,
+    /// A name moved since a collection last asked.
+    moved: AtomicBool,
+    /// Bytes freed or rewritten since the last collection.
+    garbage: AtomicU64,
+    /// Held during an import, and during a collection.
+    importing: Mutex<()>,
     /// Whether new inodes must be given to the caller: this process is root.
     gives_away: bool,
     root_host_ino: u64,
@@ -184,6 +192,9 @@ impl Volume {
             budget: Budget::new(options.write_budget),
             background: Background::default(),
             renames: RwLock::new(()),
+            moved: AtomicBool::new(false),
+            garbage: AtomicU64::new(0),
+            importing: Mutex::new(()),
             gives_away: rustix::process::geteuid().is_root(),
             root_host_ino: root.st_ino,
             timeout: options.timeout,

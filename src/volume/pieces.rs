@@ -242,6 +242,11 @@ impl Pieces {
         self.intact.get(&at).copied()
     }
 
+    /// The index blocks that stand for unchanged stretches.
+    pub fn intact_blocks(&self) -> impl Iterator<Item = BlockId> {
+        self.intact.values().map(|entry| entry.id)
+    }
+
     /// Remembers which index blocks now stand for which stretches.
     pub fn set_intact(&mut self, stretches: impl IntoIterator<Item = (u64, IndexRef)>) {
         self.intact = stretches.into_iter().collect();

@@ -191,6 +191,38 @@ fn a_change_in_the_middle_of_a_large_file_seals_only_around_it() {
 }
 
 #[test]
+fn blocks_that_nothing_refers_to_are_collected_and_the_others_are_not() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let (kept, gone) = (noise(30 << 20, 3), noise(10 << 20, 4));
+    write_all(&volume, "kept", &kept);
+    write_all(&volume, "gone", &gone);
+    let open = write_all(&volume, "open", &noise(2 << 20, 5));
+    let opened = volume.open(open, RW).unwrap();
+    volume.unlink(ROOT_INO, OsStr::new("open")).unwrap();
+    let before = bench.store.stats().unwrap().bytes;
+    assert_eq!(volume.collect().unwrap(), 0, "everything is in use");
+    volume.unlink(ROOT_INO, OsStr::new("gone")).unwrap();
+    assert!(volume.collect().unwrap() > 10);
+    let after = bench.store.stats().unwrap().bytes;
+    assert!(before - after > 9 << 20, "{before} {after}");
+    assert!(bench.read(&volume, "kept") == kept);
+    let mut out = Vec::new();
+    volume
+        .read(opened.fh, 1 << 20, 1 << 20, &mut out, Wait::Bounded)
+        .unwrap();
+    assert!(out == noise(2 << 20, 5)[1 << 20..]);
+    volume.release(opened.fh);
+    // A block that is taken up again while it waits to be swept stays: the same content comes back.
+    write_all(&volume, "again", &gone);
+    volume.collect().unwrap();
+    assert!(bench.read(&volume, "again") == gone);
+    // A damaged manifest could name anything.
+    std::fs::write(bench.path().join("bad.f"), [1; 500]).unwrap();
+    assert!(matches!(volume.collect(), Err(VolumeError::Damaged { path, .. }) if path == "bad.f"));
+}
+
+#[test]
 fn holes_stay_holes() {
     let bench = Bench::new();
     let volume = bench.start();

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 
@@ -169,6 +170,7 @@ impl Volume {
         let new_host = to_host(kind, new_name);
         rustix::fs::renameat_with(&dir, &host, &new_dir, &new_host, flags)
             .map_err(|error| VolumeError::host("rename", error))?;
+        self.moved.store(true, Ordering::SeqCst);
         let ino = self.shown_ino(stat.st_ino);
         match target {
             Some((_, other)) if other.st_ino == stat.st_ino => {}

@@ -135,6 +135,10 @@ impl Volume {
                 return Ok(());
             }
             let before = state.pieces.in_memory();
+            if state.generation > 0 {
+                // In place of what an older version had here.
+                self.freed(covered.end - covered.start);
+            }
             state.pieces.replace(covered, stored.iter().map(settle));
             state.seq = state.seq.max(seq);
             self.budget.changed(before, state.pieces.in_memory());

@@ -1,0 +1,187 @@
+//! Giving back the blocks that no file needs any more: mark what the folder and the open files refer to, sweep the rest.
+//!
+//! Invariant: a block goes only if no slot that may count after a crash names it, no open file holds it, and nobody took it up since the
+//! marking began. In doubt (a damaged `.f`, an index block that is elsewhere) nothing goes. Called by the background thread.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+use super::error::{Result, VolumeError};
+use super::import::entries;
+use super::open_file::choose;
+use super::pieces::Source;
+use super::{Volume, Wait};
+use crate::base::names::{self, HostName};
+use crate::base::{BlockId, limits::INDEX_DEPTH_MAX};
+use crate::folder::host::open_below;
+use crate::folder::slots::{Slot, SlotBytes};
+use crate::object::{Content, index, slot};
+
+/// Freed or rewritten bytes that make a collection worth its walk over the folder.
+const WORTH_BYTES: u64 = 64 << 20;
+
+/// Blocks looked at, and at most removed, in one step: writers wait for no longer than that.
+const STEP: usize = 256;
+
+impl Volume {
+    /// Takes note of bytes that may be of no use any more.
+    pub(super) fn freed(&self, bytes: u64) {
+        self.garbage.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether enough was freed since the last collection.
+    pub(super) fn is_worth_collecting(&self) -> bool {
+        self.garbage.load(Ordering::Relaxed) >= WORTH_BYTES
+    }
+
+    /// Removes the blocks that nothing refers to. Returns how many.
+    pub fn collect(&self) -> Result<u64> {
+        // An import has blocks that no file names yet.
+        let _no_import = self.importing.lock();
+        self.garbage.store(0, Ordering::Relaxed);
+        self.sync_all()?;
+        self.moved.store(false, Ordering::SeqCst);
+        self.blocks.begin_watch();
+        let outcome = self.mark().and_then(|marked| self.sweep(&marked));
+        self.blocks.end_watch();
+        outcome
+    }
+
+    fn mark(&self) -> Result<HashSet<BlockId>> {
+        let mut marked = HashSet::new();
+        let mut todo = vec![PathBuf::new()];
+        while let Some(directory) = todo.pop() {
+            // No directory may move from where it has not been looked for to where it has.
+            let _still = self.renames.read();
+            let dir = match self.folder.dir(&directory) {
+                Ok(dir) => dir,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(VolumeError::Invalid("the folder changed while it was walked"));
+                }
+                Err(error) => return Err(VolumeError::host("open a directory", error)),
+            };
+            for (name, kind) in entries(&dir)? {
+                match kind {
+                    FileType::Directory => todo.push(directory.join(&name)),
+                    FileType::RegularFile if matches!(names::from_host(&name), Some(HostName::File(_))) => {
+                        match open_below(
+                            dir.as_fd(),
+                            &name,
+                            OFlags::RDONLY | OFlags::NONBLOCK,
+                            Mode::empty(),
+                        ) {
+                            Ok(host) => {
+                                self.mark_file(&File::from(host), &directory.join(&name), &mut marked)?
+                            }
+                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                            Err(error) => return Err(VolumeError::host("open a .f", error)),
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if self.moved.load(Ordering::SeqCst) {
+            return Err(VolumeError::Invalid("files moved while the folder was walked"));
+        }
+        for file in self.handles.all() {
+            // What is being written back has its blocks in the pieces once the lock is free.
+            let _no_write_back = file.write_back.lock();
+            let state = file.state.lock();
+            for (_, piece) in state.pieces.iter() {
+                match piece.source {
+                    Source::Block { id, .. } => drop(marked.insert(id)),
+                    Source::Index { id, depth } => self.mark_index(id, depth, &mut marked)?,
+                    _ => {}
+                }
+            }
+            marked.extend(state.pieces.intact_blocks());
+        }
+        Ok(marked)
+    }
+
+    fn mark_file(&self, host: &File, path: &std::path::Path, marked: &mut HashSet<BlockId>) -> Result<()> {
+        let bytes = SlotBytes::read(host).map_err(|error| VolumeError::host("read a .f", error))?;
+        let keys = self.blocks.keys();
+        let damaged = |reason: String| VolumeError::Damaged {
+            path: path.display().to_string(),
+            reason: format!("{reason}; nothing is collected while it is in the folder"),
+        };
+        let chosen = choose(&bytes, keys, self.blocks.tiered().store().as_ref()).map_err(damaged)?;
+        if let Some(manifest) = chosen.manifest {
+            self.mark_content(&manifest.content, marked)?;
+        }
+        // The older slot still counts while the newer one is not known to be durable.
+        for place in [Slot::A, Slot::B] {
+            if chosen.slot != Some(place)
+                && let Ok(Some(manifest)) = slot::decode(bytes.slot(place), keys)
+                && self.has_unsynced(host)?
+            {
+                self.mark_content(&manifest.content, marked)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_unsynced(&self, host: &File) -> Result<bool> {
+        let stat = rustix::fs::fstat(host).map_err(|error| VolumeError::host("look at a .f", error))?;
+        Ok(self.durability.of(self.shown_ino(stat.st_ino)).is_some())
+    }
+
+    fn mark_content(&self, content: &Content, marked: &mut HashSet<BlockId>) -> Result<()> {
+        match content {
+            Content::Index { depth, refs } => refs
+                .iter()
+                .try_for_each(|entry| self.mark_index(entry.id, *depth, marked)),
+            other => {
+                marked.extend(other.block_ids());
+                Ok(())
+            }
+        }
+    }
+
+    fn mark_index(&self, id: BlockId, depth: u8, marked: &mut HashSet<BlockId>) -> Result<()> {
+        if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.insert(id) {
+            return Ok(());
+        }
+        let unreadable = |reason: String| VolumeError::Damaged {
+            path: format!("index block {}", id.short()),
+            reason,
+        };
+        let plain = self
+            .blocks
+            .read_once(id, None, Wait::Never)
+            .map_err(|error| unreadable(error.to_string()))?;
+        if depth == 1 {
+            let extents = index::decode_extents(&plain).map_err(|error| unreadable(error.to_string()))?;
+            marked.extend(extents.iter().filter_map(|extent| extent.block));
+            return Ok(());
+        }
+        let refs = index::decode_refs(&plain).map_err(|error| unreadable(error.to_string()))?;
+        refs.iter()
+            .try_for_each(|entry| self.mark_index(entry.id, depth - 1, marked))
+    }
+
+    fn sweep(&self, marked: &HashSet<BlockId>) -> Result<u64> {
+        let store = self.blocks.tiered().store();
+        let (mut after, mut removed) = (None, 0);
+        loop {
+            let page = store.list(after, STEP).map_err(VolumeError::store)?;
+            let Some((last, _)) = page.last() else {
+                return Ok(removed);
+            };
+            after = Some(*last);
+            let unmarked: Vec<BlockId> = page
+                .iter()
+                .map(|(id, _)| *id)
+                .filter(|id| !marked.contains(id))
+                .collect();
+            removed += self.blocks.remove_unused(&unmarked)?;
+        }
+    }
+}
