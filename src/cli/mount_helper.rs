@@ -162,9 +162,9 @@ fn run(args: Args) -> Result<(), NotStarted> {
     if options.remount {
         return remount(&env, &env.absolute(mountpoint), &options);
     }
-    // First, because a dead mount over the folder would hide it.
+    // First, because a mount over the folder hides it: a dead one is taken away, a living one is the reason for the refusal.
     let mountpoint = fuse::resolve_mountpoint(mountpoint).map_err(|error| mount_failed(&error))?;
-    let folder = env.absolute(&args.folder);
+    let folder = fuse::resolve_mountpoint(&args.folder).map_err(|error| mount_failed(&error))?;
     let located = daemon::locate(&env.places, &folder, options.state.as_deref());
     located.map_err(|error| exited(report::from_daemon("cannot mount", error), code::FAILED))?;
     if args.fake {

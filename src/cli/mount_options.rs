@@ -16,7 +16,7 @@ use crate::fuse::{Access, Atime, DEFAULT_TTL, MountFlags, MountRequest};
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
 /// Options that are not ours to act on: fstab's, systemd's, and what the kernel does for every mount anyway.
-const ACCEPTED: [&str; 24] = [
+const ACCEPTED: [&str; 23] = [
     "defaults",
     "auto",
     "noauto",
@@ -26,7 +26,6 @@ const ACCEPTED: [&str; 24] = [
     "nousers",
     "noowner",
     "nogroup",
-    "async",
     "diratime",
     "nodiratime",
     "loud",
@@ -150,27 +149,20 @@ impl MountOptions {
             "atime" | "relatime" => flags.atime = Atime::Relative,
             "norelatime" | "strictatime" => flags.atime = Atime::Strict,
             "sync" => flags.sync = true,
+            "async" => flags.sync = false,
             "dirsync" => flags.dirsync = true,
             // As mount(5): what users mount is held shorter, unless a later option says otherwise.
             "user" | "users" => (flags.suid, flags.dev, flags.noexec) = (false, false, true),
             "owner" | "group" => (flags.suid, flags.dev) = (false, false),
-            "allow_other" => return self.set_access(Access::Everyone),
-            "allow_root" => return self.set_access(Access::OwnerAndRoot),
+            "allow_other" => self.access = Some(Access::Everyone),
+            // mount(8) repeats the kernel's `allow_other`, which stands for both.
+            "allow_root" if self.access != Some(Access::Everyone) => self.access = Some(Access::OwnerAndRoot),
+            "allow_root" => {}
             "offline" => self.offline = true,
             "writeback" => self.writeback = true,
             "remount" => self.remount = true,
             _ => return ACCEPTED.contains(&name).then_some(()),
         }
-        if name == "async" {
-            flags.sync = false;
-        }
-        Some(())
-    }
-
-    /// The wider of the two counts should both be given: mount(8) repeats `allow_other` from the kernel's list.
-    fn set_access(&mut self, access: Access) -> Option<()> {
-        let wider = self.access == Some(Access::Everyone) || access == Access::Everyone;
-        self.access = Some(if wider { Access::Everyone } else { access });
         Some(())
     }
 

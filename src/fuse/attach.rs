@@ -192,7 +192,7 @@ fn mount_by_helper(request: &MountRequest) -> Result<OwnedFd, MountError> {
     .spawn()
     .map_err(|error| failed(not_started(&error)))?;
     let received = receive_descriptor(&ours);
-    let said = finish(child).map_err(failed)?;
+    let said = finish(child).map_err(|said| failed(with_hint(said)))?;
     match received {
         Ok(device) => Ok(device),
         Err(error) if said.is_empty() => Err(failed(format!("fusermount3 sent no device: {error}"))),
@@ -215,6 +215,15 @@ fn not_started(error: &io::Error) -> String {
             "fusermount3 is needed to mount as an ordinary user; install the package fuse3".into()
         }
         _ => format!("fusermount3 cannot be run: {error}"),
+    }
+}
+
+/// What `fusermount3` leaves unsaid.
+fn with_hint(said: String) -> String {
+    if said.contains("/dev/fuse: Permission denied") {
+        format!("{said}; ordinary users need to read and write it: udev makes its mode 0666")
+    } else {
+        said
     }
 }
 
