@@ -9,6 +9,7 @@ pub mod fsck;
 mod generate;
 mod init;
 mod invite;
+mod join;
 mod locate;
 pub mod mount_helper;
 mod mount_options;
@@ -44,6 +45,7 @@ enum Verb {
     Serve(up::ServeArgs),
     Status(status::Args),
     Invite(invite::Args),
+    Join(join::Args),
     Peers(peers::Args),
     Import(copy::ImportArgs),
     Export(copy::ExportArgs),
@@ -82,6 +84,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Serve(args) => up::serve(&env, args),
         Verb::Status(args) => status::run(&env, args),
         Verb::Invite(args) => invite::run(&env, args),
+        Verb::Join(args) => join::run(&env, args),
         Verb::Peers(args) => peers::run(&env, args),
         Verb::Import(args) => copy::import(&env, args),
         Verb::Export(args) => copy::export(&env, args),

@@ -180,15 +180,6 @@ fn run(args: Args) -> Result<(), NotStarted> {
     )
 }
 
-fn log_filter(verbose: u8) -> String {
-    match verbose {
-        0 => "info",
-        1 => "info,dfs=debug",
-        _ => "debug,dfs=trace",
-    }
-    .to_owned()
-}
-
 /// Folder and mount point in full, so that `ps` tells which daemon is which.
 fn child_arguments(args: &Args, folder: PathBuf, mountpoint: PathBuf) -> Vec<OsString> {
     let mut arguments = vec![folder.into_os_string(), mountpoint.into_os_string()];
@@ -219,7 +210,10 @@ fn serve(
 ) -> Result<(), NotStarted> {
     let mount: MountRequest = options.mount_request(folder, mountpoint, rustix::process::geteuid().is_root());
     let in_background = background::is_child();
-    let filter = env.log_filter.clone().unwrap_or_else(|| log_filter(args.verbose));
+    let filter = env
+        .log_filter
+        .clone()
+        .unwrap_or_else(|| report::log_filter(args.verbose));
     let target = if in_background {
         LogTarget::File
     } else {

@@ -84,7 +84,7 @@ pub fn finish(outcome: Outcome) -> ExitCode {
 /// What is logged: more for every `-v`.
 pub fn log_filter(verbose: u8) -> String {
     match verbose {
-        0 => "info",
+        0 => "warn,dfs=info",
         1 => "info,dfs=debug",
         _ => "debug,dfs=trace",
     }

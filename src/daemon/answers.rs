@@ -10,9 +10,10 @@ use parking_lot::Mutex;
 use super::Located;
 use super::assembly::{Assembly, Identity};
 use super::copy;
+use super::network::Networking;
 use super::run::Event;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
-use crate::control::{Answer, Failure, Handler, Peer, Progress, Request, Status};
+use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
 use crate::store::{BlockStore, SqliteStore};
 use crate::volume::Volume;
 
@@ -24,6 +25,7 @@ pub(super) struct Answers {
     identity: Identity,
     store: Arc<SqliteStore>,
     volume: Option<Arc<Volume>>,
+    network: Option<Arc<Networking>>,
     started: UnixSecs,
     located: Place,
     mountpoint: Option<PathBuf>,
@@ -42,13 +44,13 @@ impl Answers {
         assembly: &Assembly,
         located: &Located,
         mountpoint: Option<PathBuf>,
-        read_only: bool,
         events: Sender<Event>,
     ) -> Self {
         Self {
             identity: assembly.identity().clone(),
             store: Arc::clone(assembly.store()),
             volume: assembly.volume().cloned(),
+            network: assembly.network().cloned(),
             started: SystemClock.now(),
             located: Place {
                 volume: located.marker.volume,
@@ -56,7 +58,7 @@ impl Answers {
                 state: located.state.path().to_owned(),
             },
             mountpoint,
-            read_only,
+            read_only: assembly.read_only(),
             events: Mutex::new(events),
         }
     }
@@ -79,16 +81,18 @@ impl Answers {
             mountpoint: self.mountpoint.clone(),
             read_only: self.read_only,
             store: stats.into(),
-            network: None,
+            network: self.network.as_ref().map(|network| network.summary()),
         })))
     }
 
-    fn peers(&self) -> Result<Vec<Peer>, Failure> {
-        Err(no_network("cannot list the members"))
-    }
-
-    fn invite(&self, _role: &str, _expires_secs: u64, _uses: u32) -> Result<String, Failure> {
-        Err(no_network("cannot invite"))
+    fn network(&self, what: &str) -> Result<&Networking, Failure> {
+        self.network.as_deref().ok_or_else(|| {
+            Failure::new(
+                what,
+                "this daemon runs without a network",
+                "its log says why; `enabled` in dfs.toml and --no-network turn it off",
+            )
+        })
     }
 
     fn stop(&self, lazy: bool) -> Result<Answer, Failure> {
@@ -117,13 +121,15 @@ impl Handler for Answers {
     ) -> Result<Answer, Failure> {
         match request {
             Request::Status => self.status(),
-            Request::Peers => Ok(Answer::Peers { peers: self.peers()? }),
+            Request::Peers => Ok(Answer::Peers {
+                peers: self.network("cannot list the members")?.peers()?,
+            }),
             Request::Invite {
                 role,
                 expires_secs,
                 uses,
             } => Ok(Answer::Ticket {
-                ticket: self.invite(&role, expires_secs, uses)?,
+                ticket: self.network("cannot invite")?.invite(&role, expires_secs, uses)?,
             }),
             Request::Import { from, into } => {
                 copy::import(self.volume("cannot import")?, &from, &into, report).map(Answer::Copied)
@@ -134,12 +140,4 @@ impl Handler for Answers {
             Request::Stop { lazy } => self.stop(lazy),
         }
     }
-}
-
-fn no_network(what: &str) -> Failure {
-    Failure::new(
-        what,
-        "this daemon runs without a network",
-        "start it without --no-network, with `enabled = true` in dfs.toml",
-    )
 }

@@ -8,13 +8,14 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use super::Located;
+use super::network::Networking;
 use crate::base::{DeviceId, GroupId};
 use crate::folder::Folder;
 use crate::folder::config::Config;
 use crate::folder::state::Keyring;
 use crate::keys::certificate::Role;
-use crate::store::{BlockStore, NoFetch, SqliteStore, StoreOptions, Tiered};
-use crate::volume::{Volume, VolumeOptions};
+use crate::store::{BlockStore, Fetch, NoFetch, SqliteStore, StoreOptions, Tiered};
+use crate::volume::{Announce, Volume, VolumeOptions};
 
 /// What the command line says over `dfs.toml`; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default)]
@@ -43,8 +44,10 @@ pub(super) struct Identity {
 pub(super) struct Assembly {
     identity: Identity,
     store: Arc<SqliteStore>,
+    network: Option<Arc<Networking>>,
     tiered: Arc<Tiered>,
     volume: Option<Arc<Volume>>,
+    read_only: bool,
     closed: Mutex<bool>,
 }
 
@@ -71,14 +74,23 @@ impl Assembly {
             StoreOptions { cache_size },
         )?);
         let blocks: Arc<dyn BlockStore> = Arc::clone(&store) as Arc<dyn BlockStore>;
-        let tiered = Tiered::new(blocks, Arc::new(NoFetch), config.network.timeout);
+        let network = start_network(&config, &keys, located, &blocks);
+        let fetch: Arc<dyn Fetch> = match &network {
+            Some(network) => Arc::clone(network.node()) as Arc<dyn Fetch>,
+            None => Arc::new(NoFetch),
+        };
+        let tiered = Tiered::new(blocks, fetch, config.network.timeout);
         let mut assembly = Self {
             identity,
             store,
+            network,
             tiered,
             volume: None,
+            read_only: false,
             closed: Mutex::new(false),
         };
+        let read_only = read_only(assembly.identity.role, options);
+        assembly.read_only = read_only.is_some();
         if let Some(volume_keys) = keys.volume {
             let volume = Volume::start(
                 folder,
@@ -88,12 +100,15 @@ impl Assembly {
                     timeout: config.network.timeout,
                     write_budget: config.volume.write_budget,
                     sync_interval: config.volume.sync_interval,
-                    read_only: read_only(assembly.identity.role, options),
+                    read_only,
                     unclean: assembly.store.opened_unclean(),
-                    remote: config.network.enabled,
-                    announce: None,
+                    remote: assembly.network.is_some(),
+                    announce: assembly.network.as_ref().map(announcer),
                 },
             )?;
+            if assembly.store.opened_unclean() && !assembly.read_only {
+                volume.remove_leftovers()?;
+            }
             assembly.volume = Some(volume);
         } else if mounting {
             anyhow::bail!(
@@ -111,6 +126,16 @@ impl Assembly {
         &self.store
     }
 
+    /// The network; none when it is off or could not be started.
+    pub(super) fn network(&self) -> Option<&Arc<Networking>> {
+        self.network.as_ref()
+    }
+
+    /// Whether nothing may be changed.
+    pub(super) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// The volume; a host has none.
     pub(super) fn volume(&self) -> Option<&Arc<Volume>> {
         self.volume.as_ref()
@@ -125,6 +150,9 @@ impl Assembly {
             Some(volume) => volume.shutdown().context("the volume"),
             None => Ok(()),
         };
+        if let Some(network) = &self.network {
+            network.stop();
+        }
         self.tiered.close();
         let closed = self.store.close().context("the store");
         written.and(closed)
@@ -137,6 +165,30 @@ impl Drop for Assembly {
             tracing::error!("not everything could be written back: {e:#}");
         }
     }
+}
+
+/// A network that cannot be had keeps nobody from his own files.
+fn start_network(
+    config: &Config,
+    keys: &Keyring,
+    located: &Located,
+    store: &Arc<dyn BlockStore>,
+) -> Option<Arc<Networking>> {
+    if !config.network.enabled {
+        return None;
+    }
+    match Networking::start(&config.network, keys, &located.state, Arc::clone(store)) {
+        Ok(network) => Some(Arc::new(network)),
+        Err(e) => {
+            tracing::error!("no network: {e}");
+            None
+        }
+    }
+}
+
+fn announcer(network: &Arc<Networking>) -> Announce {
+    let node = Arc::clone(network.node());
+    Arc::new(move |root| node.announce(root))
 }
 
 fn merged(mut config: Config, options: &Options) -> Config {

@@ -2,14 +2,18 @@
 //!
 //! Errors are `anyhow`; those with an advice are a [`control::Failure`](crate::control::Failure) inside.
 
+mod admit;
 mod answers;
 mod assembly;
 mod copy;
 mod fsck;
 mod init;
+mod join;
 mod logging;
+mod network;
 mod offline;
 mod open;
+mod plain_files;
 mod process;
 mod run;
 mod show;
@@ -21,6 +25,7 @@ use zeroize::Zeroizing;
 pub use assembly::Options;
 pub use fsck::{Checked, fsck};
 pub use init::{Initialised, Origin, init};
+pub use join::{JoinedVolume, join};
 pub use logging::{LogRequest, LogTarget};
 pub use offline::{export, import};
 pub use open::{Located, locate};

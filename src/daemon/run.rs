@@ -10,6 +10,7 @@ use anyhow::Context;
 use super::answers::Answers;
 use super::assembly::{Assembly, Options};
 use super::logging::{self, LogRequest};
+use super::plain_files::PlainFiles;
 use super::{Located, PassphraseSource, Places, locate, open, process};
 use crate::base::VolumeId;
 use crate::control::{Failure, Server, client, socket_path};
@@ -89,15 +90,25 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     process::watch_panics(events.clone());
     process::watch_signals(events.clone())?;
 
-    let assembly = Assembly::open(&located, keys, &request.options, request.mount.is_some())?;
+    let mut options = request.options;
+    options.read_only |= request.mount.as_ref().is_some_and(|mount| mount.flags.read_only);
+    let assembly = Assembly::open(&located, keys, &options, request.mount.is_some())?;
     let mount = match &request.mount {
         Some(mount) => Some(Mounted::new(&assembly, mount, &events)?),
         None => None,
     };
     let mountpoint = mount.as_ref().map(|mount| mount.handle.mountpoint().to_owned());
+    let plain_files = match assembly.volume() {
+        Some(volume) if !assembly.read_only() => {
+            let covered = mountpoint
+                .as_deref()
+                .is_some_and(|mount| located.folder.starts_with(mount));
+            Some(PlainFiles::start(volume, (!covered).then_some(&*located.folder))?)
+        }
+        _ => None,
+    };
     let socket = socket_path(&request.places.runtime_dir, located.state.path());
-    let read_only = request.mount.as_ref().is_some_and(|mount| mount.flags.read_only);
-    let answers = Answers::new(&assembly, &located, mountpoint.clone(), read_only, events);
+    let answers = Answers::new(&assembly, &located, mountpoint.clone(), events);
     let server = match Server::start(&socket, Arc::new(answers)) {
         Ok(server) => Some(server),
         Err(e) => {
@@ -131,6 +142,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         limit_drain();
     }
     drop(mount);
+    drop(plain_files);
     let drained = assembly.close();
     let outcome = match (&drained, end.panicked) {
         (Ok(()), false) => Ok(()),

@@ -27,7 +27,7 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 [network]
 # enabled = true
 # listen = ["0.0.0.0:8080", "[::]:8080"]
-# Members to try first, as "host:port".
+# Members to try first, as "host:port" or "/ip4/ADDRESS/tcp/PORT".
 # peers = []
 # Find members on the local network.
 # mdns = true
@@ -96,7 +96,7 @@ pub struct NetworkConfig {
     /// Addresses to listen on.
     #[serde(deserialize_with = "listen")]
     pub listen: Vec<SocketAddr>,
-    /// Members to try first, `host:port`.
+    /// Members to try first, `host:port` or a multiaddr.
     #[serde(deserialize_with = "peers")]
     pub peers: Vec<String>,
     /// Whether members are looked for on the local network.
@@ -168,6 +168,16 @@ impl Config {
             }
         })
     }
+}
+
+/// What `dfs join` writes: the template with members to try first.
+pub(super) fn with_peers(addresses: &[String]) -> String {
+    let list = addresses
+        .iter()
+        .take(ADDRESSES_MAX)
+        .map(|text| toml::Value::from(text.as_str()));
+    let line = format!("peers = {}", toml::Value::Array(list.collect()));
+    TEMPLATE.replace("# peers = []", &line)
 }
 
 /// Reads a number of bytes: `1048576`, `64KiB`, `10GiB`, `2TB`. Units: KiB MiB GiB TiB, kB MB GB TB, and K M G T for the former.
@@ -254,6 +264,9 @@ fn peers<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     let what = "expected at most 64 addresses such as \"host.example:8080\"";
     let texts = <Vec<String>>::deserialize(d).map_err(|_| D::Error::custom(what))?;
     let is_address = |text: &String| {
+        if text.starts_with('/') {
+            return text.len() <= 256 && !text.contains(char::is_whitespace);
+        }
         text.rsplit_once(':').is_some_and(|(host, port)| {
             !host.is_empty() && host.len() <= 253 && port.parse::<u16>().is_ok_and(|port| port > 0)
         })

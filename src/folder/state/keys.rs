@@ -62,24 +62,32 @@ pub enum KeysError {
 impl StateDir {
     /// Writes all key files, secrets sealed under the passphrase if there is one. Each file is replaced whole, durably.
     pub fn write_keys(&self, keys: &Keyring, passphrase: Option<&Passphrase>) -> Result<(), KeysError> {
-        files::make_dir(&self.keys_dir())?;
-        let write = |name: &str, kind, secret: &[u8]| -> Result<(), KeysError> {
-            let path = self.key_path(name);
-            let file = key_file::encode(kind, secret, passphrase).map_err(|source| KeysError::File {
-                path: path.clone(),
-                source,
-            })?;
-            Ok(files::replace(&path, &file)?)
-        };
-        write(DEVICE, KeyKind::Device, &*keys.device.seed())?;
+        self.write_device_key(&keys.device, passphrase)?;
         if let Some(volume) = &keys.volume {
-            write(VOLUME, KeyKind::Volume, &volume.encode())?;
+            self.write_secret(VOLUME, KeyKind::Volume, &volume.encode(), passphrase)?;
         }
         if let Some(root) = &keys.root {
-            write(ROOT, KeyKind::Root, root.as_bytes())?;
+            self.write_secret(ROOT, KeyKind::Root, root.as_bytes(), passphrase)?;
         }
         files::replace(&self.key_path(GROUP), &keys.group_public)?;
         self.write_certificate(&keys.certificate)
+    }
+
+    /// Writes the device key alone: all that there is before a group has answered.
+    pub fn write_device_key(
+        &self,
+        device: &DeviceKey,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<(), KeysError> {
+        files::make_dir(&self.keys_dir())?;
+        self.write_secret(DEVICE, KeyKind::Device, &*device.seed(), passphrase)
+    }
+
+    /// Reads the device key; `None` when there is none yet.
+    pub fn read_device_key(&self, passphrase: Option<&Passphrase>) -> Result<Option<DeviceKey>, KeysError> {
+        self.read_secret(DEVICE, KeyKind::Device, passphrase)?
+            .map(|bytes| Ok(DeviceKey::from_bytes(&*self.exactly(DEVICE, &bytes)?)))
+            .transpose()
     }
 
     /// Replaces the certificate: it was renewed.
@@ -99,9 +107,9 @@ impl StateDir {
 
     /// Reads all key files.
     pub fn read_keys(&self, passphrase: Option<&Passphrase>) -> Result<Keyring, KeysError> {
-        let device = self.read_secret(DEVICE, KeyKind::Device, passphrase)?;
-        let device = device.ok_or_else(|| KeysError::Missing(self.key_path(DEVICE)))?;
-        let device = DeviceKey::from_bytes(&*self.exactly(DEVICE, &device)?);
+        let device = self
+            .read_device_key(passphrase)?
+            .ok_or_else(|| KeysError::Missing(self.key_path(DEVICE)))?;
         let volume = self
             .read_secret(VOLUME, KeyKind::Volume, passphrase)?
             .map(|bytes| VolumeKeys::decode(&bytes).map_err(|e| self.unfit(VOLUME, e)))
@@ -133,6 +141,21 @@ impl StateDir {
             group_public,
             certificate,
         })
+    }
+
+    fn write_secret(
+        &self,
+        name: &str,
+        kind: KeyKind,
+        secret: &[u8],
+        passphrase: Option<&Passphrase>,
+    ) -> Result<(), KeysError> {
+        let path = self.key_path(name);
+        let file = key_file::encode(kind, secret, passphrase).map_err(|source| KeysError::File {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(files::replace(&path, &file)?)
     }
 
     fn read_secret(

@@ -119,6 +119,20 @@ impl StateDir {
         Ok(state)
     }
 
+    /// Opens the state directory at `path` (absolute), or makes one there.
+    pub fn open_or_create(path: &Path) -> Result<Self, StateError> {
+        match Self::open(path) {
+            Err(StateError::Missing(_)) => Self::create(path),
+            other => other,
+        }
+    }
+
+    /// Writes a `dfs.toml` that names these members (multiaddrs or `host:port`) to be tried first.
+    pub fn remember_peers(&self, addresses: &[String]) -> Result<(), StateError> {
+        let text = config::with_peers(addresses);
+        files::replace(&self.config_path(), text.as_bytes())
+    }
+
     /// Opens the state directory at `path` (absolute), which must be closed to everybody else.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let meta = match std::fs::metadata(path) {
@@ -276,6 +290,16 @@ mod tests {
         std::fs::write(state.config_path(), "[store]\nsize = 1").unwrap();
         let error = state.config().unwrap_err().to_string();
         assert!(error.contains("s/dfs.toml: line 2: size: "), "{error}");
+    }
+
+    #[test]
+    fn members_of_a_ticket_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&dir.path().join("s")).unwrap();
+        let peers = ["/ip4/192.0.2.1/tcp/8080".to_owned(), "h.example:1".to_owned()];
+        state.remember_peers(&peers).unwrap();
+        let again = StateDir::open_or_create(&dir.path().join("s")).unwrap();
+        assert_eq!(again.config().unwrap().network.peers, peers);
     }
 
     #[test]

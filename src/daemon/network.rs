@@ -1,0 +1,187 @@
+//! The node of a daemon: started from keys and settings, told of new files, asked for peers and tickets.
+//!
+//! Never in the way of a mount: a node that cannot start is logged, and the daemon goes on without a network.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::RwLock;
+
+use super::admit::Admission;
+use crate::base::RootId;
+use crate::base::clock::{Clock, SystemClock};
+use crate::control::{Failure, Network, Peer};
+use crate::folder::config::NetworkConfig;
+use crate::folder::state::{Keyring, StateDir};
+use crate::keys::{AdminAddress, DeviceKey, GroupKey, Role, Ticket};
+use crate::node::{Identity, Node, NodeConfig, NodeError, NodeParts, NodeState, StateFile};
+use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
+
+/// A node that can be ended while others still refer to it.
+pub(super) struct SharedNode(RwLock<Option<Node>>);
+
+impl SharedNode {
+    fn with<T>(&self, ask: impl FnOnce(&Node) -> Result<T, NodeError>) -> Result<T, NodeError> {
+        self.0.read().as_ref().map_or(Err(NodeError::Gone), ask)
+    }
+
+    /// Tells others that this device has a file. Losing it costs them a search.
+    pub(super) fn announce(&self, root: RootId) {
+        if let Err(e) = self.with(|node| node.announce(root)) {
+            tracing::debug!("a file is not announced: {e}");
+        }
+    }
+}
+
+impl Fetch for SharedNode {
+    fn start(&self, want: Want, deadline: Instant, done: FetchDone) {
+        match self.0.read().as_ref() {
+            Some(node) => node.start(want, deadline, done),
+            None => done(Err(FetchError::Closed)),
+        }
+    }
+}
+
+/// A running node, with what an admin needs to invite.
+pub(super) struct Networking {
+    node: Arc<SharedNode>,
+    /// Public key of this device.
+    public: [u8; 32],
+    /// The group's signing key, on an admin's device.
+    group: Option<GroupKey>,
+}
+
+impl Networking {
+    /// Starts a node. Returns once it listens, without waiting for any peer.
+    pub(super) fn start(
+        config: &NetworkConfig,
+        keys: &Keyring,
+        state: &StateDir,
+        store: Arc<dyn BlockStore>,
+    ) -> Result<Self, NodeError> {
+        let parts = NodeParts {
+            identity: Identity {
+                device: DeviceKey::from_bytes(&keys.device.seed()),
+                certificate: keys.certificate.clone(),
+                group_public: keys.group_public,
+            },
+            store,
+            state: Arc::new(StateFiles(state.clone())),
+            clock: Arc::new(SystemClock),
+            admit: Admission::of(keys).map(|admission| Arc::new(admission) as Arc<dyn crate::node::Admit>),
+        };
+        let node = Node::start(&node_config(config), parts)?;
+        Ok(Self {
+            node: Arc::new(SharedNode(RwLock::new(Some(node)))),
+            public: keys.device.public(),
+            group: keys.root.as_ref().map(GroupKey::from_root),
+        })
+    }
+
+    pub(super) fn node(&self) -> &Arc<SharedNode> {
+        &self.node
+    }
+
+    /// Ends the node: what it knows is saved, pending fetches end.
+    pub(super) fn stop(&self) {
+        let node = self.node.0.write().take();
+        if let Some(node) = node {
+            node.shutdown();
+        }
+    }
+
+    pub(super) fn summary(&self) -> Network {
+        let peers = self.node.with(Node::peers).unwrap_or_default();
+        Network {
+            listening: self.node.with(Node::addresses).unwrap_or_default(),
+            connected: peers.iter().filter(|peer| peer.connected).count(),
+            known: peers.len(),
+        }
+    }
+
+    pub(super) fn peers(&self) -> Result<Vec<Peer>, Failure> {
+        let peers = self
+            .node
+            .with(Node::peers)
+            .map_err(|e| Failure::new("cannot list the members", e, "try again"))?;
+        let shown = |peer: crate::node::PeerInfo| Peer {
+            device: peer.device,
+            role: peer.role.map(|role| role.to_string()),
+            connected: peer.connected,
+            addresses: peer.addresses,
+            last_seen: (peer.last_seen > 0).then_some(peer.last_seen),
+            rtt_ms: peer.latency_ms.map(|ms| ms.round() as u64),
+        };
+        Ok(peers.into_iter().map(shown).collect())
+    }
+
+    /// A ticket for a new member, which names this device as the admin to ask.
+    pub(super) fn invite(&self, role: &str, expires_secs: u64, uses: u32) -> Result<String, Failure> {
+        let what = "cannot invite";
+        let group = self.group.as_ref().ok_or_else(|| {
+            Failure::new(
+                what,
+                "this device is no admin of the group",
+                "invite on an admin's device",
+            )
+        })?;
+        let role: Role = role
+            .parse()
+            .map_err(|e| Failure::new(what, e, "choose one of them"))?;
+        let uses = u16::try_from(uses)
+            .ok()
+            .filter(|&uses| uses > 0)
+            .ok_or_else(|| Failure::new(what, "the number of uses is out of bounds", "choose 1 to 256"))?;
+        let mut addresses = self
+            .node
+            .with(Node::addresses)
+            .map_err(|e| Failure::new(what, e, "try again"))?;
+        // A ticket holds a few: those that work from elsewhere first.
+        addresses.sort_by_key(|address| address.contains("/127.") || address.contains("/ip6/::1/"));
+        if addresses.is_empty() {
+            return Err(Failure::new(
+                what,
+                "this device listens on no address",
+                "set `listen` in dfs.toml, or use --listen",
+            ));
+        }
+        let admins = addresses
+            .into_iter()
+            .map(|address| AdminAddress {
+                device: self.public,
+                address,
+            })
+            .collect();
+        let now = SystemClock.now();
+        let ticket = Ticket::issue(group, role, now, now.saturating_add(expires_secs), uses, admins)
+            .map_err(|e| Failure::new(what, e, ""))?;
+        Ok(ticket.to_text().to_string())
+    }
+}
+
+fn node_config(config: &NetworkConfig) -> NodeConfig {
+    let listen: Vec<SocketAddr> = config.listen.clone();
+    NodeConfig {
+        listen,
+        known_peers: config.peers.clone(),
+        mdns: config.mdns,
+        nat: config.upnp,
+        ..NodeConfig::default()
+    }
+}
+
+/// The node's small files, in the state directory.
+struct StateFiles(StateDir);
+
+impl NodeState for StateFiles {
+    fn load(&self, what: StateFile) -> std::io::Result<Option<Vec<u8>>> {
+        self.0.read_list(what.name()).map_err(std::io::Error::other)
+    }
+
+    fn save(&self, what: StateFile, bytes: &[u8]) -> std::io::Result<()> {
+        self.0
+            .write_list(what.name(), bytes)
+            .map_err(std::io::Error::other)
+    }
+}
