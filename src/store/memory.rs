@@ -81,11 +81,14 @@ impl State {
         if put.kind == PutKind::Dirty && !entry.dirty {
             (entry.dirty, changed) = (true, true);
         }
-        if let Some(hash) = put.plain
-            && entry.plain.replace(hash) != Some(hash)
-        {
-            self.plain.insert(hash, put.id);
-            changed = true;
+        if let Some(hash) = put.plain {
+            if let Some(old) = entry.plain.replace(hash)
+                && old != hash
+                && self.plain.get(&old) == Some(&put.id)
+            {
+                self.plain.remove(&old);
+            }
+            changed |= self.plain.insert(hash, put.id) != Some(put.id);
         }
         changed
     }

@@ -16,6 +16,8 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
@@ -143,6 +145,7 @@ impl SqliteStore {
             jobs: inbox,
             meta,
             begun: false,
+            full: true,
             idle,
             cache_size: options.cache_size,
             synced: 0,
@@ -309,7 +312,7 @@ impl BlockStore for SqliteStore {
 
     fn find_plain(&self, hash: &PlainHash) -> Result<Option<BlockId>, StoreError> {
         let found: Option<Vec<u8>> = self.read(|conn| {
-            conn.prepare_cached("SELECT id FROM block WHERE plain = ?1 ORDER BY seq DESC LIMIT 1")?
+            conn.prepare_cached("SELECT id FROM block WHERE plain = ?1")?
                 .query_row([&hash.as_bytes()[..]], |row| row.get(0))
                 .optional()
         })?;

@@ -67,7 +67,7 @@ pub(super) const MIGRATIONS: &[&str] = &["
         n INTEGER PRIMARY KEY,
         bytes BLOB NOT NULL
     ) STRICT;
-    CREATE INDEX block_by_plain ON block (plain, seq) WHERE plain IS NOT NULL;
+    CREATE UNIQUE INDEX block_by_plain ON block (plain) WHERE plain IS NOT NULL;
     CREATE INDEX block_by_use ON block (used) WHERE dirty = 0;
 "];
 
@@ -115,6 +115,7 @@ pub(super) fn open_writer(failure: &Failure) -> Result<(Connection, Meta), Store
         return Err(failure.unusable(format!("it cannot keep a write-ahead log (mode {mode})")));
     }
     conn.execute_batch(&format!(
+        // FULL as `Writer::full` says at the start.
         "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {WAL_LIMIT};
          PRAGMA cache_size = -{WRITER_CACHE_KIB};"
     ))

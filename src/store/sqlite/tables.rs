@@ -21,7 +21,17 @@ struct Known {
 
 /// Stores one block in commit `meta.seq`. False when it was there already and nothing changed.
 pub(super) fn put(conn: &Connection, meta: &mut Meta, put: &Put) -> rusqlite::Result<bool> {
-    let Some(known) = find(conn, &put.id)? else {
+    let known = find(conn, &put.id)?;
+    let mut changed = match &put.plain {
+        // The hash now stands for this block and no other.
+        Some(hash) => {
+            conn.prepare_cached("UPDATE block SET plain = NULL WHERE plain = ?1 AND id <> ?2")?
+                .execute(params![&hash.as_bytes()[..], &put.id.as_bytes()[..]])?
+                > 0
+        }
+        None => false,
+    };
+    let Some(known) = known else {
         let data = insert_data(conn, &put.bytes)?;
         let dirty = put.kind == PutKind::Dirty;
         conn.prepare_cached(
@@ -41,7 +51,6 @@ pub(super) fn put(conn: &Connection, meta: &mut Meta, put: &Put) -> rusqlite::Re
         meta.dirty_bytes += if dirty { len } else { 0 };
         return Ok(true);
     };
-    let mut changed = false;
     if !is_intact(conn, known.data, &put.id) {
         tracing::warn!(block = %put.id, "a damaged block of the local store was replaced");
         let data = insert_data(conn, &put.bytes)?;

@@ -90,6 +90,8 @@ pub(super) struct Writer {
     /// Whether this session has begun durably: see [`Writer::begin`].
     pub(super) begun: bool,
     pub(super) cache_size: u64,
+    /// Whether the connection is set to sync its commits.
+    pub(super) full: bool,
     /// Quiet after which the writer keeps house.
     pub(super) idle: Duration,
     /// Number of the newest commit that is known to be durable.
@@ -275,9 +277,12 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let old_bytes = self.meta.bytes;
         let old_seq = self.meta.seq;
-        let conn = &mut self.conn;
+        let (conn, full) = (&mut self.conn, &mut self.full);
         let run = || -> rusqlite::Result<bool> {
-            conn.pragma_update(None, "synchronous", if sync { "FULL" } else { "NORMAL" })?;
+            if *full != sync {
+                conn.pragma_update(None, "synchronous", if sync { "FULL" } else { "NORMAL" })?;
+                *full = sync;
+            }
             let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
             change(&tx, &mut next)?;
             if next.seq == old_seq {
@@ -297,13 +302,7 @@ impl Writer {
                 {
                     tracing::error!(%error, "a failed commit could not be rolled back");
                 }
-                let store_error = self.failure.of(&error);
-                if failure::is_failed_sync(&error) {
-                    self.broken = Some(StoreError::Io(format!(
-                        "{store_error}; the disk lost what it was given: stop dfs, check the disk and start again"
-                    )));
-                }
-                return Err(store_error);
+                return Err(self.fail(&error));
             }
         }
         // The new blocks, their share of the trees, and the state row.
@@ -314,6 +313,17 @@ impl Writer {
         }
         self.shared.publish(&self.meta);
         Ok(())
+    }
+
+    /// The store's word for an error; after a failed sync nothing is written any more.
+    fn fail(&mut self, error: &rusqlite::Error) -> StoreError {
+        let store_error = self.failure.of(error);
+        if failure::is_failed_sync(error) {
+            self.broken = Some(StoreError::Io(format!(
+                "{store_error}; the disk may have lost what it was given: stop dfs, check the disk and start again"
+            )));
+        }
+        store_error
     }
 
     /// Evicts until `incoming` more bytes stay within the bound and, as far as cached blocks can help, on the disk.
@@ -405,19 +415,24 @@ impl Writer {
 
     /// Copies the log into the database.
     fn checkpoint(&mut self, mode: &str) -> Result<(), StoreError> {
-        let durable = self.meta.seq;
-        let (log, copied): (i64, i64) = self
+        let copied = self
             .conn
             .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                Ok((row.get(1)?, row.get(2)?))
+                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
             })
-            .map_err(|error| self.failure.of(&error))?;
-        if log == copied {
-            self.log_bytes = 0;
-            self.synced = durable;
-        } else {
-            // Readers still use the rest.
-            self.log_bytes = u64::try_from(log).unwrap_or(0) * u64::from(PAGE_SIZE);
+            .map_err(|error| self.fail(&error))?;
+        match copied {
+            (log, done) if log == done && log >= 0 => {
+                // Both files were synced for it.
+                self.log_bytes = 0;
+                self.synced = self.meta.seq;
+            }
+            // Readers still use the rest, or another process is at it (then the numbers are negative and say nothing).
+            (log, _) => {
+                if let Ok(log) = u64::try_from(log) {
+                    self.log_bytes = log * u64::from(PAGE_SIZE);
+                }
+            }
         }
         Ok(())
     }
