@@ -15,7 +15,7 @@ use crate::folder::config::Config;
 use crate::folder::state::Keyring;
 use crate::keys::certificate::Role;
 use crate::store::{BlockStore, Fetch, NoFetch, SqliteStore, StoreOptions, Tiered};
-use crate::volume::{Announce, Volume, VolumeOptions};
+use crate::volume::{Announce, StatusText, Volume, VolumeOptions};
 
 /// What the command line says over `dfs.toml`; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default)]
@@ -104,6 +104,7 @@ impl Assembly {
                     unclean: assembly.store.opened_unclean(),
                     remote: assembly.network.is_some(),
                     announce: assembly.network.as_ref().map(announcer),
+                    status: Some(status_text(&assembly)),
                 },
             )?;
             if assembly.store.opened_unclean() && !assembly.read_only {
@@ -184,6 +185,28 @@ fn start_network(
             None
         }
     }
+}
+
+/// What `.dfs/status` in the mount says: what the daemon knows without asking anyone.
+fn status_text(assembly: &Assembly) -> StatusText {
+    let (identity, store) = (assembly.identity.clone(), Arc::clone(&assembly.store));
+    let network = assembly.network.clone();
+    Arc::new(move || {
+        let stats = store.stats().unwrap_or_default();
+        let peers = network
+            .as_ref()
+            .map(|network| network.peers())
+            .unwrap_or_default();
+        let text = serde_json::json!({
+            "pid": std::process::id(),
+            "device": identity.device,
+            "group": identity.group,
+            "role": identity.role.to_string(),
+            "store": stats,
+            "peers": peers,
+        });
+        format!("{text:#}\n").into_bytes()
+    })
 }
 
 fn announcer(network: &Arc<Networking>) -> Announce {

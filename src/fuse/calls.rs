@@ -273,7 +273,12 @@ pub(super) fn open_flags(opened: &Opened, mode: OpenMode) -> FopenFlags {
     } else {
         FopenFlags::FOPEN_NOFLUSH
     };
-    keep | flush
+    let direct = if opened.direct {
+        FopenFlags::FOPEN_DIRECT_IO
+    } else {
+        FopenFlags::empty()
+    };
+    keep | flush | direct
 }
 
 pub(super) fn is_dot(name: &OsStr) -> bool {

@@ -13,6 +13,7 @@ use rustix::fs::{
 use super::error::{Result, VolumeError};
 use super::nodes::{KnownSize, Place};
 use super::open_file::{OpenFile, choose};
+use super::shown::is_shown;
 use super::{Volume, Wait};
 use crate::base::limits::{FILE_MAX, NAME_MAX};
 use crate::base::types::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs, Timestamp};
@@ -23,9 +24,15 @@ use crate::object::Content;
 /// Longest list of extended attribute names, and longest value: the kernel's own bounds (xattr(7)).
 const XATTR_MAX: usize = 64 << 10;
 
+/// The attribute that the host drops whenever a file is written (capabilities(7)).
+const CAPABILITY: &str = "security.capability";
+
 impl Volume {
     /// What `stat` shows. `fh` helps where no name is left.
     pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
+        if is_shown(ino) {
+            return Ok(self.attr_shown(ino));
+        }
         let open = fh
             .and_then(|fh| self.handles.file(fh))
             .or_else(|| self.handles.open_file(ino));
@@ -48,6 +55,9 @@ impl Volume {
     /// Changes attributes. A change of size without a handle survives the death of the daemon when this returns, as after `close`.
     pub fn setattr(&self, ino: u64, fh: Option<u64>, set: &SetAttr, _caller: &Caller) -> Result<Attr> {
         self.check_writable()?;
+        if is_shown(ino) {
+            return Err(VolumeError::NotPermitted);
+        }
         let open = fh
             .and_then(|fh| self.handles.file(fh))
             .or_else(|| self.handles.open_file(ino));
@@ -62,6 +72,12 @@ impl Volume {
                     self.write_back(file)
                 })?,
             }
+        }
+        if set.mode.is_some_and(|mode| mode & 0o6000 != 0)
+            && let Some(file) = &open
+        {
+            // Writing the .f later would make the host clear the set-id bits again.
+            self.write_back(file)?;
         }
         let owner = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
         let times = timestamps(set);
@@ -137,6 +153,12 @@ impl Volume {
     /// Sets an extended attribute. `flags` as in setxattr(2): 1 create, 2 replace.
     pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         self.check_writable()?;
+        if name == CAPABILITY
+            && let Some(file) = self.handles.open_file(ino)
+        {
+            // Writing the .f later would make the host drop the capability again.
+            self.write_back(&file)?;
+        }
         let flags = XattrFlags::from_bits_truncate(flags.cast_unsigned());
         self.at_inode(ino, |at| match at {
             At::Path(path) => rustix::fs::lsetxattr(path, name, value, flags),
@@ -177,6 +199,9 @@ impl Volume {
 
     /// Runs a call on the host inode: through the open `.f` where there is one, since its names may be gone, by name otherwise.
     fn at_inode<T>(&self, ino: u64, call: impl FnOnce(At<'_>) -> rustix::io::Result<T>) -> Result<T> {
+        if is_shown(ino) {
+            return Err(VolumeError::Unsupported);
+        }
         let outcome = if let Some(file) = self.handles.open_file(ino) {
             call(At::Open(&file.host))
         } else {

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 
 use super::error::{Result, VolumeError};
+use super::shown::is_shown;
 use super::{ROOT_INO, Volume};
 use crate::base::names::{self, HostName, TEMP_PREFIX};
 use crate::base::types::{Attr, DirEntry, FileKind};
@@ -30,6 +31,14 @@ pub struct DirHandle {
 impl Volume {
     /// Opens a directory.
     pub fn opendir(&self, ino: u64) -> Result<u64> {
+        if is_shown(ino) {
+            let dir = Arc::clone(self.folder.root());
+            return Ok(self.handles.add_dir(DirHandle {
+                ino,
+                dir,
+                at: Mutex::new(0),
+            }));
+        }
         let _still = self.renames.read();
         let known = self.nodes.dir(&self.folder, ino)?;
         // A handle of its own, since the position is the handle's.
@@ -57,6 +66,10 @@ impl Volume {
     /// The entries after position `after` (zero: from the start), `.` and `..` included, until `each` returns false.
     pub fn readdir(&self, fh: u64, after: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let handle = self.handles.dir(fh)?;
+        if is_shown(handle.ino) {
+            self.list_shown(handle.ino, after, &mut |entry, _| each(entry));
+            return Ok(());
+        }
         self.list(&handle, after, &mut |_, entry| each(entry))
     }
 
@@ -68,6 +81,10 @@ impl Volume {
         each: &mut dyn FnMut(DirEntry, Option<Attr>) -> bool,
     ) -> Result<()> {
         let handle = self.handles.dir(fh)?;
+        if is_shown(handle.ino) {
+            self.list_shown(handle.ino, after, each);
+            return Ok(());
+        }
         self.list(&handle, after, &mut |host, entry| {
             if entry.name == "." || entry.name == ".." {
                 return each(entry, None);

@@ -18,6 +18,7 @@ mod nodes;
 mod open_file;
 mod pieces;
 mod read;
+mod shown;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -26,6 +27,7 @@ mod write_back;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use open_file::{Chosen, choose};
+pub use shown::StatusText;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -65,6 +67,8 @@ pub struct Opened {
     pub fh: u64,
     /// Whether what the kernel has cached of the content is still right.
     pub keep_cache: bool,
+    /// Whether reads must go past the kernel's cache: the content is made when it is opened.
+    pub direct: bool,
 }
 
 /// Where `lseek` is to go.
@@ -107,6 +111,8 @@ pub struct VolumeOptions {
     pub remote: bool,
     /// Told of new file roots.
     pub announce: Option<Announce>,
+    /// What `.dfs/status` in the mount says.
+    pub status: Option<StatusText>,
 }
 
 impl std::fmt::Debug for VolumeOptions {
@@ -128,6 +134,7 @@ impl Default for VolumeOptions {
             unclean: false,
             remote: false,
             announce: None,
+            status: None,
         }
     }
 }
@@ -156,6 +163,7 @@ pub struct Volume {
     read_only: Option<&'static str>,
     remote: bool,
     announce: Option<Announce>,
+    status: Option<StatusText>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -201,6 +209,7 @@ impl Volume {
             read_only: options.read_only,
             remote: options.remote,
             announce: options.announce,
+            status: options.status,
         });
         background::start(&volume, options.sync_interval)?;
         Ok(volume)

@@ -64,6 +64,7 @@ impl Bench {
         let options = VolumeOptions {
             timeout: Duration::from_secs(5),
             sync_interval: Duration::from_secs(3600),
+            status: Some(Arc::new(|| b"all is well".to_vec())),
             ..VolumeOptions::default()
         };
         Volume::start(
@@ -220,6 +221,41 @@ fn blocks_that_nothing_refers_to_are_collected_and_the_others_are_not() {
     // A damaged manifest could name anything.
     std::fs::write(bench.path().join("bad.f"), [1; 500]).unwrap();
     assert!(matches!(volume.collect(), Err(VolumeError::Damaged { path, .. }) if path == "bad.f"));
+}
+
+#[test]
+fn dfs_shows_its_status_without_being_listed() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let dir = volume.lookup(ROOT_INO, OsStr::new(".dfs")).unwrap();
+    let status = volume.lookup(dir.ino, OsStr::new("status")).unwrap();
+    assert_eq!(read_all(&volume, status.ino), b"all is well");
+    assert!(matches!(
+        volume.open(status.ino, RW),
+        Err(VolumeError::NotPermitted)
+    ));
+    assert!(matches!(
+        volume.mkdir(dir.ino, OsStr::new("x"), 0o755, &CALLER),
+        Err(VolumeError::NotPermitted)
+    ));
+    assert!(matches!(
+        volume.mkdir(ROOT_INO, OsStr::new(".dfs"), 0o755, &CALLER),
+        Err(VolumeError::NotPermitted)
+    ));
+    let list = |ino| {
+        let fh = volume.opendir(ino).unwrap();
+        let mut names = Vec::new();
+        volume
+            .readdir(fh, 0, &mut |entry| {
+                names.push(entry.name);
+                true
+            })
+            .unwrap();
+        names.sort();
+        names
+    };
+    assert_eq!(list(dir.ino), [".", "..", "snapshots", "status"]);
+    assert_eq!(list(ROOT_INO), [".", ".."]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 
 use super::error::{Result, VolumeError};
 use super::nodes::to_host;
+use super::shown::is_shown;
 use super::{ROOT_INO, Volume};
 use crate::base::names::{self, BadName};
 use crate::base::types::{Attr, Caller, FileKind, RenameMode};
@@ -18,6 +19,9 @@ use crate::folder::host::{kind_of, open_below, stat_at, type_of};
 impl Volume {
     /// Finds a name. The caller holds one more reference to the inode until it calls `forget`.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
+        if let Some(shown) = self.find_shown(parent, name) {
+            return shown;
+        }
         let _still = self.renames.read();
         let dir = self.nodes.dir(&self.folder, parent)?;
         let (host, stat) = self.find(&dir, parent, name)?;
@@ -326,7 +330,7 @@ fn check_name(parent: u64, name: &OsStr) -> Result<()> {
         BadName::Reserved => VolumeError::NotPermitted,
     })?;
     // The marker file of the folder has this host name; in the mount it is kept for what dfs shows of itself.
-    if parent == ROOT_INO && name == names::MARKER {
+    if is_shown(parent) || (parent == ROOT_INO && name == names::MARKER) {
         return Err(VolumeError::NotPermitted);
     }
     Ok(())
