@@ -195,7 +195,7 @@ fn status_text(assembly: &Assembly) -> StatusText {
         let stats = store.stats().unwrap_or_default();
         let peers = network
             .as_ref()
-            .map(|network| network.peers())
+            .and_then(|network| network.peers().ok())
             .unwrap_or_default();
         let text = serde_json::json!({
             "pid": std::process::id(),
