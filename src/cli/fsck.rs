@@ -45,7 +45,7 @@ struct Args {
     #[arg(short = 'a', visible_short_aliases = ['p', 'y', 'n', 'r', 'f'], action = clap::ArgAction::Count)]
     automatic: u8,
     /// Say what was checked even if nothing was found.
-    #[arg(short = 'v', short_alias = 'V', action = clap::ArgAction::Count)]
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
     verbose: u8,
     /// Without effect: where fsck(8) wants its progress bar.
     #[arg(short = 'C', value_name = "FD", num_args = 0..=1, require_equals = false, hide = true)]

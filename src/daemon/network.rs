@@ -60,18 +60,28 @@ impl Networking {
         state: &StateDir,
         store: Arc<dyn BlockStore>,
     ) -> Result<Self, NodeError> {
-        let parts = NodeParts {
+        let parts = || NodeParts {
             identity: Identity {
                 device: DeviceKey::from_bytes(&keys.device.seed()),
                 certificate: keys.certificate.clone(),
                 group_public: keys.group_public,
             },
-            store,
+            store: Arc::clone(&store),
             state: Arc::new(StateFiles(state.clone())),
             clock: Arc::new(SystemClock),
             admit: Admission::of(keys).map(|admission| Arc::new(admission) as Arc<dyn crate::node::Admit>),
         };
-        let node = Node::start(&node_config(config), parts)?;
+        let started = Node::start(&node_config(config), parts());
+        let node = match started {
+            // Another volume of this computer has the usual port: any other will do, members tell each other.
+            Err(NodeError::Listen { reason, .. }) if config.listen == NetworkConfig::default().listen => {
+                tracing::warn!("the usual port is taken ({reason}); listening on a free one");
+                let mut free = node_config(config);
+                free.listen.iter_mut().for_each(|address| address.set_port(0));
+                Node::start(&free, parts())?
+            }
+            other => other?,
+        };
         Ok(Self {
             node: Arc::new(SharedNode(RwLock::new(Some(node)))),
             public: keys.device.public(),
