@@ -147,15 +147,18 @@ fn exited(exit: Exit, code: u8) -> NotStarted {
     }
 }
 
-fn run(args: Args) -> Result<(), NotStarted> {
+fn run(mut args: Args) -> Result<(), NotStarted> {
     let mut options = MountOptions::default();
     for list in &args.options {
         options.read(list, args.sloppy).map_err(|error| usage(&error))?;
     }
     options.flags.read_only = (options.flags.read_only || args.read_only) && !args.read_write;
     options.check().map_err(|error| usage(&error))?;
-    if let Some(namespace) = args.namespace.as_deref().filter(|_| !background::is_child()) {
-        enter(Path::new(namespace))?;
+    if let Some(namespace) = args.namespace.clone().filter(|_| !background::is_child()) {
+        // Entering it changes the current directory.
+        args.folder = in_full(&args.folder)?;
+        args.mountpoint = args.mountpoint.as_deref().map(in_full).transpose()?;
+        enter(Path::new(&namespace))?;
     }
     let env = Environment::read().map_err(|exit| exited(exit, code::SYSTEM))?;
     let mountpoint = args.mountpoint.as_deref().unwrap_or(&args.folder);
@@ -251,6 +254,17 @@ fn remount(env: &Environment, mountpoint: &Path, options: &MountOptions) -> Resu
         });
     }
     fuse::remount(mountpoint, &options.flags).map_err(|error| mount_failed(&error))
+}
+
+/// The path from the root, without looking at what is there.
+pub(super) fn in_full(path: &Path) -> Result<PathBuf, NotStarted> {
+    let failed = |error: std::io::Error| {
+        exited(
+            failed("cannot tell the current directory", error, ""),
+            code::SYSTEM,
+        )
+    };
+    std::path::absolute(path).map_err(failed)
 }
 
 /// Moves into another mount namespace, named by a process id or a file, while this process has one thread.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 
 use super::environment::Environment;
-use super::mount_helper::code;
+use super::mount_helper::{self, code};
 use super::report::note;
 use crate::control::client::{self, ClientError, Stopped};
 use crate::fuse::{self, MountError};
@@ -71,12 +71,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), String> {
+    let given = mount_helper::in_full(&args.mountpoint).map_err(|failure| failure.text)?;
     if let Some(namespace) = &args.namespace {
-        super::mount_helper::enter(Path::new(namespace)).map_err(|failure| failure.text)?;
+        mount_helper::enter(Path::new(namespace)).map_err(|failure| failure.text)?;
     }
     let env = Environment::read()
         .map_err(|_| "neither HOME nor XDG_DATA_HOME says where the daemon can be found".to_owned())?;
-    let path = env.absolute(&args.mountpoint);
+    let path = env.absolute(&given);
     let mountpoint = mountpoint_of(&path)?;
     let asked = client::stop(
         &env.places.runtime_dir,
