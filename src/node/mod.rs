@@ -26,6 +26,7 @@ mod ledger;
 mod link;
 mod local;
 mod peers;
+pub mod raw;
 mod receipt;
 mod records;
 mod serve;
@@ -35,6 +36,9 @@ mod state;
 mod swarm;
 mod wire;
 
+#[cfg(test)]
+#[path = "attack_tests.rs"]
+mod attacks;
 #[cfg(test)]
 #[path = "group_tests.rs"]
 mod tests;

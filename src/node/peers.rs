@@ -216,6 +216,11 @@ impl Book {
         self.changed = true;
     }
 
+    /// This device itself answers at the address.
+    pub(super) fn remove_seed(&mut self, address: &str) {
+        self.seeds.retain(|s| s.address != address);
+    }
+
     /// A member answered at this address.
     pub(super) fn seed_answered(&mut self, address: &str, public: &[u8; 32]) {
         if let Some(seed) = self.seeds.iter_mut().find(|s| s.address == address) {

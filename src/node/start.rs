@@ -144,7 +144,7 @@ impl Node {
         self.ask(Command::Peers)
     }
 
-    /// Addresses at which this device can be reached, in multiaddr form: confirmed ones first, then those it listens on.
+    /// Addresses at which this device can be reached, in multiaddr form: confirmed ones first, then those it listens on, loopback last.
     pub fn addresses(&self) -> Result<Vec<String>, NodeError> {
         self.ask(Command::Addresses)
     }

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use libp2p::kad::QueryId;
 use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::mpsc;
 
@@ -203,6 +203,8 @@ impl Actor {
             .collect();
         let mut seen = HashSet::new();
         all.retain(|a| seen.insert(a.clone()));
+        // Of no use to other computers, so last.
+        all.sort_by_key(|a| a.starts_with("/ip4/127.") || a.starts_with("/ip6/::1/"));
         all
     }
 
@@ -340,6 +342,11 @@ impl Actor {
                 connection_id, error, ..
             } => {
                 tracing::debug!("a dial failed: {error}");
+                if let (DialError::LocalPeerId { .. }, Some(Dialling::Seed(address))) =
+                    (&error, self.dials.get(&connection_id))
+                {
+                    self.book.remove_seed(address);
+                }
                 self.dial_ended(connection_id, true);
             }
             SwarmEvent::IncomingConnectionError {
