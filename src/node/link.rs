@@ -31,6 +31,9 @@ pub(super) const READ_BUFFER: usize = 8 << 10;
 /// A peer that takes nothing for this long is given up.
 pub(super) const STALL: Duration = Duration::from_secs(60);
 
+/// Frames that may wait to be written to a peer; all but a few of them are answers to what it asked.
+const OUTBOX_MAX: usize = 4096;
+
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
 /// Runs the stream to its end.
@@ -128,6 +131,11 @@ impl Outbox {
         if queue.len() > before {
             self.bell.notify_one();
         }
+    }
+
+    /// Whether the peer does not read what it gets.
+    pub(super) fn is_full(&self) -> bool {
+        self.frames.lock().len() > OUTBOX_MAX
     }
 
     /// Writes what is there and flushes; then waits for the bell.

@@ -93,7 +93,12 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
             }
             let work = server.lock().receive(frame);
             match work {
-                Ok(work) => worker.carry_out(work, &outbox),
+                Ok(work) => {
+                    worker.carry_out(work, &outbox);
+                    if outbox.is_full() {
+                        return Ended::Violation("it asks and does not read the answers".into());
+                    }
+                }
                 Err(violation) => return Ended::Violation(violation.to_string()),
             }
         }

@@ -20,8 +20,6 @@ use super::frame::{Code, Frame};
 pub(super) const REQUESTS_MAX: u16 = 128;
 /// Blocks loaded or being loaded for one stream before the earlier ones are sent.
 const LOAD_AHEAD: usize = 8;
-/// Open requests beyond which a peer does not just ask much but ignores BUSY.
-const FLOOD: usize = 4 * REQUESTS_MAX as usize;
 /// When a peer may ask again after BUSY, in milliseconds.
 const RETRY_MS: u32 = 200;
 /// Bytes of blocks a peer may PUT before it needs more credit.
@@ -241,9 +239,6 @@ impl Server {
     fn admit(&self, request: u32) -> Result<Option<Work>, Violation> {
         if request == 0 || self.open.contains_key(&request) {
             return Err(Violation("a request id that is in use"));
-        }
-        if self.open.len() >= FLOOD {
-            return Err(Violation("a flood of requests"));
         }
         Ok(
             (self.open.len() >= usize::from(REQUESTS_MAX)).then_some(Work::Send(Frame::Busy {
