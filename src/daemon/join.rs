@@ -104,7 +104,7 @@ pub fn join(
     let id = keys.device.id();
     staged.write_keys(&keys, passphrase)?;
     let admins: Vec<String> = joined.admins.into_iter().map(|admin| admin.address).collect();
-    staged.remember_peers(&admins)?;
+    staged.remember_admins(&admins)?;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     drop(lock);
     staged.move_to(&path).with_context(|| what.clone())?;

@@ -60,6 +60,7 @@ impl Networking {
         state: &StateDir,
         store: Arc<dyn BlockStore>,
     ) -> Result<Self, NodeError> {
+        let config = &with_admins(config, state);
         let parts = || NodeParts {
             identity: Identity {
                 device: DeviceKey::from_bytes(&keys.device.seed()),
@@ -168,6 +169,16 @@ impl Networking {
             .map_err(|e| Failure::new(what, e, ""))?;
         Ok(ticket.to_text().to_string())
     }
+}
+
+/// The settings, with the admins of the ticket by which this device joined among the peers to try first.
+fn with_admins(config: &NetworkConfig, state: &StateDir) -> NetworkConfig {
+    let mut config = config.clone();
+    match state.admins() {
+        Ok(admins) => config.peers.extend(admins),
+        Err(e) => tracing::warn!("the admins' addresses cannot be read: {e}"),
+    }
+    config
 }
 
 fn node_config(config: &NetworkConfig) -> NodeConfig {

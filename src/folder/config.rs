@@ -170,16 +170,6 @@ impl Config {
     }
 }
 
-/// What `dfs join` writes: the template with members to try first.
-pub(super) fn with_peers(addresses: &[String]) -> String {
-    let list = addresses
-        .iter()
-        .take(ADDRESSES_MAX)
-        .map(|text| toml::Value::from(text.as_str()));
-    let line = format!("peers = {}", toml::Value::Array(list.collect()));
-    TEMPLATE.replace("# peers = []", &line)
-}
-
 /// Reads a number of bytes: `1048576`, `64KiB`, `10GiB`, `2TB`. Units: KiB MiB GiB TiB, kB MB GB TB, and K M G T for the former.
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();

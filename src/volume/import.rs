@@ -147,7 +147,7 @@ impl Run<'_> {
         let stat =
             stat_at(dir.as_fd(), name).map_err(|error| VolumeError::host("look at the file", error))?;
         names::check(name).map_err(|_| VolumeError::NameTooLong)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size == 0 {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             // Nothing to seal: the inode is what it will be, only its name changes.
             let target = self.free_name(dir, name)?;
             rustix::fs::renameat_with(dir, name, dir, &target, RenameFlags::NOREPLACE)

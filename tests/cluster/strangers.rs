@@ -79,7 +79,9 @@ fn a_device_without_its_certificate_gets_nothing() {
     join(&mut b, &ticket(&a, ["--role", "reader"]));
     carry(&a, &b, &["secret"]);
     b.unmount();
-    let certificate = fs::read_dir(b.state()).unwrap().map(|e| e.unwrap().path());
+    let certificate = fs::read_dir(b.state().join("keys"))
+        .unwrap()
+        .map(|e| e.unwrap().path());
     let mut certificates = certificate.filter(|p| p.to_string_lossy().contains("cert"));
     fs::remove_file(certificates.next().expect("a certificate in the state directory")).unwrap();
     let ran = b.try_mount([]);

@@ -20,6 +20,10 @@ use crate::base::VolumeId;
 
 /// Longest list of remembered peers or of invitations, in bytes.
 const LIST_MAX: usize = 4 << 20;
+/// The file of admins' addresses, one a line.
+const ADMINS: &str = "admins";
+/// Most of them that are tried.
+const ADMINS_MAX: usize = 64;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -127,12 +131,6 @@ impl StateDir {
         }
     }
 
-    /// Writes a `dfs.toml` that names these members (multiaddrs or `host:port`) to be tried first.
-    pub fn remember_peers(&self, addresses: &[String]) -> Result<(), StateError> {
-        let text = config::with_peers(addresses);
-        files::replace(&self.config_path(), text.as_bytes())
-    }
-
     /// Opens the state directory at `path` (absolute), which must be closed to everybody else.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let meta = match std::fs::metadata(path) {
@@ -188,6 +186,18 @@ impl StateDir {
     /// Replaces the list named `name`, durably.
     pub fn write_list(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         files::replace(&self.path.join(name), bytes)
+    }
+
+    /// Remembers where the admins of a ticket are: the first members to be tried, always.
+    pub fn remember_admins(&self, addresses: &[String]) -> Result<(), StateError> {
+        self.write_list(ADMINS, addresses.join("\n").as_bytes())
+    }
+
+    /// The addresses of [`StateDir::remember_admins`]; none on the device that made the volume.
+    pub fn admins(&self) -> Result<Vec<String>, StateError> {
+        let bytes = self.read_list(ADMINS)?.unwrap_or_default();
+        let lines = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(lines.lines().take(ADMINS_MAX).map(str::to_owned).collect())
     }
 
     /// The block database.
@@ -293,13 +303,14 @@ mod tests {
     }
 
     #[test]
-    fn members_of_a_ticket_are_remembered() {
+    fn the_admins_of_a_ticket_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open_or_create(&dir.path().join("s")).unwrap();
-        let peers = ["/ip4/192.0.2.1/tcp/8080".to_owned(), "h.example:1".to_owned()];
-        state.remember_peers(&peers).unwrap();
+        assert!(state.admins().unwrap().is_empty());
+        let admins = ["/ip4/192.0.2.1/tcp/8080".to_owned(), "h.example:1".to_owned()];
+        state.remember_admins(&admins).unwrap();
         let again = StateDir::open_or_create(&dir.path().join("s")).unwrap();
-        assert_eq!(again.config().unwrap().network.peers, peers);
+        assert_eq!(again.admins().unwrap(), admins);
     }
 
     #[test]
