@@ -214,6 +214,7 @@ impl Pieces {
 
     /// Replaces `range` by pieces of the same total length that hold the same bytes: sealed now, or looked up in the index.
     pub fn replace(&mut self, range: Range<u64>, with: impl IntoIterator<Item = (u64, Source)>) {
+        self.touch(range.clone());
         self.clear(range.clone());
         let mut at = range.start;
         for (len, source) in with {
@@ -560,11 +561,12 @@ mod tests {
             )];
             pieces.expand(u64::from(n) * 100, BlockId([n; 32]), 1, below);
         }
-        pieces.write(150, b"x");
+        pieces.replace(250..300, [(50, Source::Hole)]);
         assert!(
-            pieces.intact_at(0).is_some()
-                && pieces.intact_at(100).is_none()
-                && pieces.intact_at(200).is_some()
+            pieces.intact_at(200).is_none(),
+            "new pieces in a stretch need a new index block"
         );
+        pieces.write(150, b"x");
+        assert!(pieces.intact_at(0).is_some() && pieces.intact_at(100).is_none());
     }
 }

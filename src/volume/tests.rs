@@ -259,6 +259,44 @@ fn dfs_shows_its_status_without_being_listed() {
 }
 
 #[test]
+fn a_large_file_that_is_flushed_while_it_grows_and_changes_stays_whole() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new("log"), 0o644, RW, &CALLER)
+        .unwrap();
+    let mut model = Vec::new();
+    for step in 0..60u64 {
+        // The last chunk of a flush is often a short one, which the next flush cuts anew.
+        let part = noise(700_000 + (step as usize * 7_919) % 50_000, step);
+        volume
+            .write(opened.fh, model.len() as u64, &part, Wait::Bounded)
+            .unwrap();
+        model.extend_from_slice(&part);
+        if step % 7 == 3 {
+            let at = model.len() / 3;
+            volume
+                .write(opened.fh, at as u64, &part[..5_000], Wait::Bounded)
+                .unwrap();
+            model[at..at + 5_000].copy_from_slice(&part[..5_000]);
+        }
+        if step % 11 == 5 {
+            let size = model.len() - 300_000;
+            let set = SetAttr {
+                size: Some(size as u64),
+                ..SetAttr::default()
+            };
+            volume.setattr(attr.ino, Some(opened.fh), &set, &CALLER).unwrap();
+            model.truncate(size);
+        }
+        volume.flush(opened.fh).unwrap();
+    }
+    volume.release(opened.fh);
+    assert!(read_all(&volume, attr.ino) == model);
+    assert!(bench.read(&bench.start(), "log") == model);
+}
+
+#[test]
 fn holes_stay_holes() {
     let bench = Bench::new();
     let volume = bench.start();
