@@ -34,8 +34,19 @@ impl From<Failure> for Exit {
 pub fn from_daemon(what: &str, error: anyhow::Error) -> Exit {
     match error.downcast::<Failure>() {
         Ok(failure) => failure.into(),
-        Err(error) => failed(what, format!("{error:#}"), ""),
+        Err(error) => failed(what, reasons(&error), ""),
     }
+}
+
+/// The error with its causes, each said once: many name their cause themselves.
+fn reasons(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .fold(String::new(), |said, cause| match cause.to_string() {
+            cause if said.is_empty() => cause,
+            cause if said.contains(&cause) => said,
+            cause => format!("{said}: {cause}"),
+        })
 }
 
 /// The failure of a question to a daemon.
@@ -132,6 +143,16 @@ mod tests {
             three_parts(&Failure::new("cannot x", "y", "")),
             "dfs: cannot x\n  why: y"
         );
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || std::io::Error::other("gone");
+        assert_eq!(
+            reasons(&anyhow::Error::new(cause()).context("x: gone")),
+            "x: gone"
+        );
+        assert_eq!(reasons(&anyhow::Error::new(cause()).context("x")), "x: gone");
     }
 
     #[test]

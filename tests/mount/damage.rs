@@ -164,7 +164,7 @@ fn a_bit_of_the_database_header() {
 fn a_bit_of_each_key_file() {
     let (mut volume, ..) = two_files();
     let mut keys = Vec::new();
-    for entry in fs::read_dir(volume.state()).unwrap() {
+    for entry in fs::read_dir(volume.state().join("keys")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_file()
