@@ -55,6 +55,7 @@ fn fill_and_go_on(volume: &mut TestVolume, disk: &Path, len: usize, most: u64) {
         }
         file.sync_all().ok();
     }
+    drop(file);
     let mut kept = Vec::new();
     let failure = (100..100 + most).find_map(|n| {
         let name = format!("during-{n}");

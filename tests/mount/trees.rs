@@ -168,6 +168,15 @@ fn a_mount_may_cover_its_folder() {
 }
 
 #[test]
+fn names_are_as_long_as_the_page_says() {
+    let volume = TestVolume::mounted();
+    fs::write(volume.at(&"n".repeat(253)), b"x").unwrap();
+    fs::create_dir(volume.at(&"d".repeat(253))).unwrap();
+    let refused = fs::write(volume.at(&"n".repeat(254)), b"x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidFilename);
+}
+
+#[test]
 fn random_writes_are_what_a_plain_file_would_hold() {
     let mut volume = TestVolume::mounted();
     let (plain, ours) = (volume.place().join("plain"), volume.at("file"));

@@ -60,10 +60,12 @@ fn sqlite_in_both_journal_modes() {
         let writer = format!(
             "for n in $(seq 25); do sqlite3 -cmd '.timeout 60000' {name} \"INSERT INTO t(b) VALUES('w')\"; done"
         );
-        Cmd::bash(&format!("({writer}) & ({writer}) & wait %1; wait %2"))
-            .dir(volume.mountpoint())
-            .within(MINUTES)
-            .ok();
+        Cmd::bash(&format!(
+            "({writer}) & first=$!; ({writer}) & second=$!; wait $first; wait $second"
+        ))
+        .dir(volume.mountpoint())
+        .within(MINUTES)
+        .ok();
     }
     volume.remount();
     for name in ["a.db", "b.db"] {
