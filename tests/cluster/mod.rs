@@ -45,7 +45,12 @@ fn try_join(b: &TestVolume, ticket: &str) -> Ran {
 fn join(b: &mut TestVolume, ticket: &str) {
     let ran = try_join(b, ticket);
     assert!(ran.succeeded(), "{ran}");
-    b.configure(ON_CABLE);
+    // `dfs join` has written down A's addresses there.
+    let joined = fs::read_to_string(b.state().join("dfs.toml")).unwrap();
+    b.configure(&joined.replace(
+        "[network]\n",
+        "[network]\nmdns = false\nupnp = false\ntimeout = 5\n",
+    ));
     b.mount();
 }
 

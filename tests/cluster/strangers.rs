@@ -27,10 +27,11 @@ fn a_ticket_is_good_once() {
 }
 
 #[test]
+#[ignore = "waits for as long as clocks may differ: only with --long"]
 fn an_expired_ticket_is_refused() {
     let (cable, a) = first();
     let short = ticket(&a, ["--role", "reader", "--expires", "1s"]);
-    std::thread::sleep(Duration::from_millis(2_100));
+    std::thread::sleep(Duration::from_secs(dfs::keys::certificate::CLOCK_SKEW_SECS + 2));
     let b = second(&cable);
     let refused = try_join(&b, &short);
     assert!(refused.code() > 0 && refused.err.contains("expired"), "{refused}");
@@ -79,11 +80,7 @@ fn a_device_without_its_certificate_gets_nothing() {
     join(&mut b, &ticket(&a, ["--role", "reader"]));
     carry(&a, &b, &["secret"]);
     b.unmount();
-    let certificate = fs::read_dir(b.state().join("keys"))
-        .unwrap()
-        .map(|e| e.unwrap().path());
-    let mut certificates = certificate.filter(|p| p.to_string_lossy().contains("cert"));
-    fs::remove_file(certificates.next().expect("a certificate in the state directory")).unwrap();
+    fs::remove_file(b.state().join("keys/certificate")).unwrap();
     let ran = b.try_mount([]);
     if ran.succeeded() {
         assert_eq!(fs::read(b.at("secret")).unwrap_err().raw_os_error(), Some(5));
