@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::{carry, first, join, second, ticket};
 use crate::harness::namespaces::End;
-use crate::harness::noise;
 use crate::harness::tree;
+use crate::harness::volume::TestVolume;
+use crate::harness::{SOON, noise, wait_for};
 
 /// More than the timeout in `ON_CABLE` (5 s), with room for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(20);
@@ -115,6 +116,7 @@ fn a_writer_writes_and_a_reader_does_not() {
     let content = noise(25, 2 << 20);
     fs::write(writer.at("from-b"), &content).unwrap();
     carry(&writer, &a, &["from-b"]);
+    wait_until_seen(&a, &writer);
     assert!(
         fs::read(a.at("from-b")).unwrap() == content,
         "A reads what B wrote"
@@ -160,9 +162,20 @@ fn peers_and_status_show_the_other() {
     let (cable, a) = first();
     let mut b = second(&cable);
     join(&mut b, &ticket(&a, ["--role", "reader"]));
-    let id = b.status()["device"].as_str().unwrap().to_owned();
-    crate::harness::wait_for("A sees B", crate::harness::SOON, || {
-        a.dfs(["peers", "--json"]).arg(a.folder()).ok().contains(&id)
+    wait_until_seen(&a, &b);
+    wait_until_seen(&b, &a);
+}
+
+/// Waits until `from` is connected to `other`.
+fn wait_until_seen(from: &TestVolume, other: &TestVolume) {
+    let id = other.status()["device"].as_str().unwrap().to_owned();
+    wait_for("one sees the other", SOON, || {
+        let json = from.dfs(["peers", "--json"]).arg(from.folder()).ok();
+        let peers: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let list = peers.as_array().or_else(|| peers["peers"].as_array());
+        let list = list.unwrap_or_else(|| panic!("no list of peers: {json}"));
+        list.iter()
+            .any(|peer| peer["device"] == id && peer["connected"] == true)
     });
 }
 
