@@ -1,16 +1,25 @@
 //! The only place where an error of the volume becomes a number that a program sees. Exhaustive: a new error does not compile until it
 //! is mapped here. Called by `adapter` for every failed operation.
 
+use std::sync::LazyLock;
+use std::time::Instant;
+
 use fuser::Errno;
 
+use super::repeats::Repeats;
 use crate::store::StoreError;
 use crate::volume::VolumeError;
+
+static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::new);
 
 /// The number for an error. What a user can only understand from the log is logged here, once, with the operation that failed.
 pub(super) fn errno(operation: &'static str, error: &VolumeError) -> Errno {
     let errno = number(error);
     if is_worth_a_line(error, errno) {
-        tracing::warn!(operation, errno = errno.code(), "{error}");
+        let line = error.to_string();
+        if let Some(left_out) = REPEATS.pass(&line, Instant::now()) {
+            tracing::warn!(operation, errno = errno.code(), left_out, "{line}");
+        }
     } else {
         tracing::trace!(operation, errno = errno.code(), "{error}");
     }

@@ -11,6 +11,7 @@ mod init;
 mod mountinfo;
 mod notify;
 mod pool;
+mod repeats;
 mod reply;
 mod session;
 #[cfg(test)]
