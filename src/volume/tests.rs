@@ -203,7 +203,9 @@ fn blocks_that_nothing_refers_to_are_collected_and_the_others_are_not() {
     volume.unlink(ROOT_INO, OsStr::new("open")).unwrap();
     let before = bench.store.stats().unwrap().bytes;
     assert_eq!(volume.collect().unwrap(), 0, "everything is in use");
+    volume.lookup(ROOT_INO, OsStr::new("gone")).unwrap();
     volume.unlink(ROOT_INO, OsStr::new("gone")).unwrap();
+    assert!(volume.garbage.load(std::sync::atomic::Ordering::Relaxed) >= 10 << 20);
     assert!(volume.collect().unwrap() > 10);
     let after = bench.store.stats().unwrap().bytes;
     assert!(before - after > 9 << 20, "{before} {after}");

@@ -88,6 +88,7 @@ impl Volume {
         let host = names::file_to_host(name);
         rustix::fs::linkat(&from.dir, &from.host, &dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("link", error))?;
+        self.moved.store(true, Ordering::SeqCst);
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the new link", error))?;
         let mut attr = self.attr_at(&dir, &host, &stat);
@@ -312,10 +313,19 @@ impl Volume {
 
     fn name_gone(&self, stat: &Stat, parent: u64, name: &OsStr) {
         let ino = self.shown_ino(stat.st_ino);
+        let open = self.handles.open_file(ino);
+        if stat.st_nlink <= 1 {
+            let known = self.nodes.known_size(ino).map(|known| known.stored);
+            self.freed(
+                known
+                    .or_else(|| Some(open.as_ref()?.state.lock().pieces.stored()))
+                    .unwrap_or_default(),
+            );
+        }
         self.nodes.unlinked(ino, parent, name);
         if stat.st_nlink <= 1 {
             self.durability.forget(ino);
-            if let Some(file) = self.handles.open_file(ino) {
+            if let Some(file) = open {
                 file.state.lock().unlinked = true;
             }
         }
