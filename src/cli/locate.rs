@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 use super::report::{Outcome, failed};
+use rustix::io::Errno;
+
 use crate::base::names::{HostName, from_host};
 use crate::control::client::{self, Found};
 use crate::folder::marker::{LoadError, Marker};
@@ -57,8 +59,11 @@ pub fn find(env: &Environment, path: &Path) -> Outcome<Place> {
                 });
             }
             Ok(None) => {}
+            // The second while the kernel is still giving up the connection.
             Err(LoadError::Io { source, .. })
-                if source.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) =>
+                if [Errno::NOTCONN, Errno::CONNABORTED]
+                    .iter()
+                    .any(|dead| source.raw_os_error() == Some(dead.raw_os_error())) =>
             {
                 return Err(failed(
                     format!("cannot reach {}", folder.display()),
