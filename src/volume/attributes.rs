@@ -91,10 +91,12 @@ impl Volume {
                 rustix::fs::fchmod(&file.host, Mode::from_raw_mode(mode)).map_err(host)?;
             }
             if let Some(times) = &times {
+                // Under the lock, so that a write-back comes wholly before or wholly after.
+                let mut state = file.state.lock();
                 rustix::fs::futimens(&file.host, times).map_err(host)?;
                 if let Some(mtime) = set.mtime {
                     // A slot that is written later must not undo it.
-                    file.state.lock().mtime = Some(match mtime {
+                    state.mtime = state.changed.then(|| match mtime {
                         SetTime::At(time) => time,
                         SetTime::Now => now(),
                     });
