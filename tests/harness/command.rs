@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -209,15 +209,16 @@ impl Drop for Running {
     }
 }
 
-/// Where cargo put a program of this crate.
-pub fn own_path(name: &str) -> &'static str {
-    match name {
+/// Where a program of this crate is: in the folder `DFS_TEST_PROGRAMS` (another build, such as a release one), else where cargo put it.
+pub fn own_path(name: &str) -> PathBuf {
+    let built = match name {
         "dfs" => env!("CARGO_BIN_EXE_dfs"),
         "mount-dfs" => env!("CARGO_BIN_EXE_mount-dfs"),
         "umount-dfs" => env!("CARGO_BIN_EXE_umount-dfs"),
         "fsck-dfs" => env!("CARGO_BIN_EXE_fsck-dfs"),
         other => panic!("{other} is no program of this crate"),
-    }
+    };
+    std::env::var_os("DFS_TEST_PROGRAMS").map_or_else(|| built.into(), |dir| PathBuf::from(dir).join(name))
 }
 
 fn contents(file: &mut File) -> String {

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::meta::JUMP;
-use super::tests::{dir_and_path, open};
+use super::tests::{blocks_dir, dir_and_path, open};
 use super::*;
 use crate::store::PutKind;
 use crate::store::conformance::{block, put};
@@ -116,9 +117,14 @@ fn put_for_ever(path: &Path) -> ! {
     std::process::exit(1)
 }
 
-/// Copies a store as a power cut would leave it: the database, and of its log what `tail` makes of it.
-fn cut(from: &Path, to: &Path, tail: impl FnOnce(&mut Vec<u8>)) {
+/// Copies a store as a power cut would leave it: the database, the blocks beside it, and of its log what `tail` makes of it.
+pub(super) fn cut(from: &Path, to: &Path, tail: impl FnOnce(&mut Vec<u8>)) {
     std::fs::copy(from, to).unwrap();
+    std::fs::create_dir(blocks_dir(to)).unwrap();
+    for entry in std::fs::read_dir(blocks_dir(from)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), blocks_dir(to).join(entry.file_name())).unwrap();
+    }
     let mut log = std::fs::read(schema::beside(from, "-wal")).unwrap();
     tail(&mut log);
     std::fs::write(schema::beside(to, "-wal"), log).unwrap();
@@ -130,7 +136,7 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
     let store = SqliteStore::open_tidying_after(&path, StoreOptions::default(), NO_TIDYING).unwrap();
     let log = schema::beside(&path, "-wal");
     let mut seqs = Vec::new();
-    let mut synced = (0, 0);
+    let mut synced = (0, 0, 0);
     for seed in 0..30 {
         seqs.push((
             seed,
@@ -142,6 +148,9 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
             synced = (
                 store.sync().unwrap(),
                 std::fs::metadata(&log).unwrap().len() as usize,
+                std::fs::metadata(blocks_dir(&path).join("00000000"))
+                    .unwrap()
+                    .len(),
             );
         }
     }
@@ -159,6 +168,26 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
             let end = (keep + 4096).min(log.len());
             log[keep.min(end)..end].fill(0);
         });
+        losses.push(copy);
+        // The log whole, but of the blocks beside the database what was written last is missing, or a page of it.
+        let segment = |copy: &Path| blocks_dir(copy).join("00000000");
+        let end = std::fs::metadata(segment(&path)).unwrap().len();
+        let page = synced.2 + (end - synced.2) * step as u64 / 8 / 4096 * 4096;
+        let copy = dir.path().join(format!("short{step}.sqlite"));
+        cut(&path, &copy, |_| {});
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(segment(&copy))
+            .unwrap();
+        file.set_len(page).unwrap();
+        losses.push(copy);
+        let copy = dir.path().join(format!("page{step}.sqlite"));
+        cut(&path, &copy, |_| {});
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(segment(&copy))
+            .unwrap();
+        file.write_all_at(&[0; 4096], page).unwrap();
         losses.push(copy);
     }
     let mut last_numbers = Vec::new();

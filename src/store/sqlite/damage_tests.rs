@@ -1,7 +1,7 @@
 //! One flipped bit anywhere in the database: an error that names the file, a block that is missing or damaged, never wrong bytes,
 //! never a panic, and nothing deleted.
 
-use super::tests::dir_and_path;
+use super::tests::{blocks_dir, dir_and_path};
 use super::*;
 use crate::base::PlainHash;
 use crate::store::PutKind;
@@ -13,13 +13,16 @@ const HEADER_LEN: usize = 100;
 /// Flips beyond the header.
 const FLIPS: u64 = 150;
 
-fn flip_and_use(whole: &[u8], path: &Path, bit: usize, blocks: &[Bytes]) -> bool {
+fn flip_and_use(whole: &[u8], segment: &Path, path: &Path, bit: usize, blocks: &[Bytes]) -> bool {
     let mut bytes = whole.to_vec();
     bytes[bit / 8] ^= 1 << (bit % 8);
     for suffix in ["-wal", "-shm", "-lock"] {
         let _ = std::fs::remove_file(schema::beside(path, suffix));
     }
     std::fs::write(path, &bytes).unwrap();
+    std::fs::remove_dir_all(blocks_dir(path)).ok();
+    std::fs::create_dir(blocks_dir(path)).unwrap();
+    std::fs::copy(segment, blocks_dir(path).join("00000000")).unwrap();
     let store = match SqliteStore::open(path, StoreOptions::default()) {
         Ok(store) => store,
         Err(error) => {
@@ -44,7 +47,14 @@ fn flip_and_use(whole: &[u8], path: &Path, bit: usize, blocks: &[Bytes]) -> bool
     }
     let _ = store.find_plain(&PlainHash([1; 32]));
     let _ = store.list(None, 100);
-    let _ = store.remove(&[BlockId::of(&blocks[0])]);
+    let _ = store.remove(&[BlockId::of(&blocks[0]), BlockId::of(&blocks[3])]);
+    let _ = store.tidy();
+    // What was freed belonged to no other block.
+    for bytes in [&blocks[2], &blocks[5]] {
+        if let Ok(Some(found)) = store.get(&BlockId::of(bytes)) {
+            assert_eq!(&found, bytes, "bit {bit}");
+        }
+    }
     let _ = store.check();
     let _ = store.sync();
     let _ = store.close();
@@ -74,10 +84,17 @@ fn one_flipped_bit_anywhere() {
     store.close().unwrap();
     drop(store);
     let whole = std::fs::read(&path).unwrap();
+    let segment = blocks_dir(&path).join("00000000");
     let copy = dir.path().join("flipped.sqlite");
     let mut opened = 0;
     for byte in 0..HEADER_LEN {
-        opened += u64::from(flip_and_use(&whole, &copy, byte * 8 + byte % 8, &blocks));
+        opened += u64::from(flip_and_use(
+            &whole,
+            &segment,
+            &copy,
+            byte * 8 + byte % 8,
+            &blocks,
+        ));
     }
     assert!(opened < HEADER_LEN as u64, "most of the header matters");
     for n in 0..FLIPS {
@@ -91,7 +108,7 @@ fn one_flipped_bit_anywhere() {
         } else {
             anywhere / 131_072 * 131_072 + anywhere % 512
         };
-        flip_and_use(&whole, &copy, bit, &blocks);
+        flip_and_use(&whole, &segment, &copy, bit, &blocks);
     }
 }
 

@@ -5,9 +5,11 @@
 //! Opened by `daemon`; everyone else sees the trait.
 
 mod failure;
+mod housekeeping;
 mod meta;
 mod readers;
 mod schema;
+mod segments;
 mod tables;
 mod writer;
 
@@ -21,6 +23,7 @@ mod model_tests;
 mod tests;
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,12 +38,17 @@ use rusqlite::{Connection, OptionalExtension, params};
 use self::failure::Failure;
 use self::meta::{Meta, Void};
 use self::readers::Readers;
+use self::segments::Segments;
+use self::tables::Place;
 use self::writer::{Job, Task, Writer};
 use super::{BlockStore, CommitSeq, Put, StoreError, StoreStats};
 use crate::base::{BlockId, PlainHash, StoreId};
 
 /// Jobs that may wait for the writer.
 const JOBS: usize = 64;
+
+/// No address of the segments is as high as this.
+const ADDRESS_MAX: u64 = 1 << 60;
 
 /// Blocks whose last use is remembered until the writer writes it down; beyond this uses are forgotten.
 const TOUCHED_MAX: usize = 8192;
@@ -99,13 +107,21 @@ impl Shared {
     }
 }
 
-/// The blocks of one device in a SQLite database.
+/// What the database knows of a block.
+enum Found {
+    Bytes(Bytes),
+    /// It is in the segments: its address and length.
+    At(u64, u64),
+}
+
+/// The blocks of one device in a SQLite database, the larger ones in files beside it.
 #[derive(Debug)]
 pub struct SqliteStore {
     shared: Arc<Shared>,
     failure: Failure,
     jobs: Option<Sender<Job>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    segments: Arc<Segments>,
     store: StoreId,
     unclean: bool,
     _lock: schema::Lock,
@@ -136,7 +152,15 @@ impl SqliteStore {
             damaged: AtomicBool::new(false),
             cache_size: options.cache_size,
         });
-        shared.publish(&meta);
+        let segments = Arc::new(
+            Segments::open(schema::beside(path, "-blocks"))
+                .map_err(|error| failure.io("create the directory of its blocks", &error))?,
+        );
+        let (synced, end) = tables::tail(&conn).map_err(|error| failure.of(&error))?;
+        if synced.max(end) >= ADDRESS_MAX {
+            return Err(failure.unusable("it says that its blocks lie beyond the end of any disk"));
+        }
+        segments.resume(synced, synced.max(segments::padded(end)));
         let (jobs, inbox) = bounded(JOBS);
         let mut writer = Writer {
             conn,
@@ -151,7 +175,14 @@ impl SqliteStore {
             synced: 0,
             log_bytes: 0,
             broken: None,
+            segments: segments.clone(),
+            freed: housekeeping::Freed::default(),
+            lost: Vec::new(),
         };
+        if unclean {
+            writer.look_after_crash()?;
+        }
+        writer.shared.publish(&writer.meta);
         match writer.begin() {
             Ok(()) => {}
             // What is here can be read; the first write that finds room begins.
@@ -169,6 +200,7 @@ impl SqliteStore {
             failure,
             jobs: Some(jobs),
             writer: Mutex::new(Some(thread)),
+            segments,
             store,
             unclean,
             _lock: lock,
@@ -234,6 +266,59 @@ impl SqliteStore {
             .with(|conn| read(conn).map_err(|error| self.failure.of(&error)))
     }
 
+    /// Where a block is, or the block itself when it is in the database.
+    fn find(&self, id: &BlockId) -> Result<Option<Found>, StoreError> {
+        self.shared.readers.with(|conn| {
+            let found: rusqlite::Result<Option<Result<Found, StoreError>>> = conn
+                .prepare_cached(
+                    "SELECT place, len, data.bytes FROM block LEFT JOIN data ON data.n = block.place WHERE block.id = ?1",
+                )
+                .and_then(|mut statement| {
+                    statement
+                        .query_row([&id.as_bytes()[..]], |row| {
+                            if let Place::Segment(at) = Place::from_column(row.get(0)?) {
+                                return Ok(Ok(Found::At(at, row.get::<_, i64>(1)? as u64)));
+                            }
+                            Ok(match row.get_ref(2)?.as_blob() {
+                                Ok(bytes) if id.matches(bytes) => Ok(Found::Bytes(Bytes::copy_from_slice(bytes))),
+                                _ => Err(StoreError::Damaged(*id)),
+                            })
+                        })
+                        .optional()
+                });
+            match found {
+                Ok(found) => found.transpose(),
+                // The database is broken at least here; the block may be had from elsewhere.
+                Err(error) if failure::is_corrupt(&error) => {
+                    tracing::error!(block = %id, path = %self.failure.path().display(), %error, "the store is damaged");
+                    Err(StoreError::Damaged(*id))
+                }
+                Err(error) => Err(self.failure.of(&error)),
+            }
+        })
+    }
+
+    /// The block from the segments, checked.
+    fn get_at(&self, id: &BlockId, at: u64, len: u64) -> Result<Option<Bytes>, StoreError> {
+        match self.segments.read(at, len) {
+            Ok(bytes) if id.matches(&bytes) => return Ok(Some(bytes)),
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => {
+                tracing::error!(block = %id, path = %self.failure.path().display(), %error, "a block cannot be read");
+            }
+            _ => {}
+        }
+        // It may have been deleted since its place was looked up, or replaced.
+        match self.find(id)? {
+            None => Ok(None),
+            Some(Found::Bytes(bytes)) => Ok(Some(bytes)),
+            Some(Found::At(now, len)) if now != at => match self.segments.read(now, len) {
+                Ok(bytes) if id.matches(&bytes) => Ok(Some(bytes)),
+                _ => Err(StoreError::Damaged(*id)),
+            },
+            Some(Found::At(..)) => Err(StoreError::Damaged(*id)),
+        }
+    }
+
     /// Remembers that a block was read.
     fn touch(&self, id: &BlockId) {
         if self.shared.cache_size == 0 {
@@ -266,30 +351,10 @@ impl Drop for SqliteStore {
 
 impl BlockStore for SqliteStore {
     fn get(&self, id: &BlockId) -> Result<Option<Bytes>, StoreError> {
-        let found = self.shared.readers.with(|conn| {
-            let found: rusqlite::Result<Option<Result<Bytes, StoreError>>> = conn
-                .prepare_cached(
-                    "SELECT data.bytes FROM block LEFT JOIN data ON data.n = block.data WHERE block.id = ?1",
-                )
-                .and_then(|mut statement| {
-                    statement
-                        .query_row([&id.as_bytes()[..]], |row| {
-                            Ok(match row.get_ref(0)?.as_blob() {
-                                Ok(bytes) if id.matches(bytes) => Ok(Bytes::copy_from_slice(bytes)),
-                                _ => Err(StoreError::Damaged(*id)),
-                            })
-                        })
-                        .optional()
-                });
-            match found {
-                Ok(found) => found.transpose(),
-                // The database is broken at least here; the block may be had from elsewhere.
-                Err(error) if failure::is_corrupt(&error) => {
-                    tracing::error!(block = %id, path = %self.failure.path().display(), %error, "the store is damaged");
-                    Err(StoreError::Damaged(*id))
-                }
-                Err(error) => Err(self.failure.of(&error)),
-            }
+        let found = self.find(id).and_then(|found| match found {
+            Some(Found::At(at, len)) => self.get_at(id, at, len),
+            Some(Found::Bytes(bytes)) => Ok(Some(bytes)),
+            None => Ok(None),
         });
         match &found {
             Ok(Some(_)) => self.touch(id),
@@ -320,6 +385,10 @@ impl BlockStore for SqliteStore {
     }
 
     fn sync(&self) -> Result<CommitSeq, StoreError> {
+        if let Err(error) = self.segments.sync_ahead() {
+            tracing::error!(%error, path = %self.failure.path().display(), "the blocks beside the store cannot be synced");
+        }
+        // The writer knows by itself when a sync failed.
         self.run(Task::Sync)
     }
 

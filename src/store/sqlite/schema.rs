@@ -40,7 +40,8 @@ const STATEMENTS: usize = 32;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Step `n` brings a database from schema version `n` to `n + 1`. Steps are never changed once released, only added.
-pub(super) const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
     -- One row: see meta.rs.
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -69,7 +70,23 @@ pub(super) const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE UNIQUE INDEX block_by_plain ON block (plain) WHERE plain IS NOT NULL;
     CREATE INDEX block_by_use ON block (used) WHERE dirty = 0;
-"];
+",
+    "
+    -- Where the bytes are: row `n` of `data`, or, when negative, address -1 - `place` of the segments.
+    ALTER TABLE block RENAME COLUMN data TO place;
+    CREATE TABLE extent (
+        at INTEGER PRIMARY KEY,
+        len INTEGER NOT NULL,
+        id BLOB NOT NULL
+    ) STRICT;
+    -- One row: the address before which all segments are durable.
+    CREATE TABLE tail (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        synced INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO tail VALUES (1, 0);
+",
+];
 
 /// Holds the store for this process as long as it lives.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The SQLite store as a whole: conformance, opening, eviction, damage.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use super::*;
@@ -17,12 +17,46 @@ pub(super) fn dir_and_path() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+/// The segment files of the store at `path`.
+pub(super) fn blocks_dir(path: &Path) -> PathBuf {
+    schema::beside(path, "-blocks")
+}
+
+/// Overwrites the bytes of a block in the segments with zeros.
+fn zero(path: &Path, id: &BlockId) {
+    let (place, len): (i64, i64) = Connection::open(path)
+        .unwrap()
+        .query_row(
+            "SELECT place, len FROM block WHERE id = ?1",
+            [&id.as_bytes()[..]],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .unwrap();
+    let Place::Segment(at) = Place::from_column(place) else {
+        panic!("{id} is in the database")
+    };
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(blocks_dir(path).join("00000000"))
+        .unwrap();
+    file.write_all_at(&vec![0; len as usize], at).unwrap();
+}
+
+/// Bytes that the segments take on the disk.
+fn disk_bytes(path: &Path) -> u64 {
+    std::fs::read_dir(blocks_dir(path))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
+        .sum()
+}
+
 /// The tables' own totals, to compare with what the store says of itself.
 fn counted(path: &Path) -> (u64, u64, u64, u64) {
     let conn = Connection::open(path).unwrap();
     conn.query_row(
         "SELECT (SELECT count(*) FROM block), (SELECT coalesce(sum(len), 0) FROM block),
-                (SELECT coalesce(sum(len), 0) FROM block WHERE dirty), (SELECT count(*) FROM data)",
+                (SELECT coalesce(sum(len), 0) FROM block WHERE dirty),
+                (SELECT count(*) FROM data) + (SELECT count(*) FROM extent)",
         [],
         |row| {
             let n = |i| row.get::<_, i64>(i).map(|n| n as u64);
@@ -71,8 +105,14 @@ fn only_the_owner_can_read_the_files() {
     let mut files = 0;
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let entry = entry.unwrap();
-        let mode = entry.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{}", entry.path().display());
+        let meta = entry.metadata().unwrap();
+        let wanted = if meta.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(
+            meta.permissions().mode() & 0o777,
+            wanted,
+            "{}",
+            entry.path().display()
+        );
         files += 1;
     }
     assert!(files >= 3, "database, log and lock");
@@ -147,12 +187,13 @@ fn deleted_space_goes_back_to_the_file_system() {
         .put(blocks.iter().map(|b| put(b, PutKind::Dirty)).collect())
         .unwrap();
     store.tidy().unwrap();
-    let full = std::fs::metadata(&path).unwrap().len();
+    let full = disk_bytes(&path);
+    assert!(full >= 96 * (256 << 10));
     let ids: Vec<BlockId> = blocks.iter().map(|b| BlockId::of(b)).collect();
     store.remove(&ids[..90]).unwrap();
     store.tidy().unwrap();
-    let left = std::fs::metadata(&path).unwrap().len();
-    assert!(left < full / 3, "{left} of {full} bytes left");
+    let left = disk_bytes(&path);
+    assert!(left < full / 12, "{left} of {full} bytes left");
     for bytes in &blocks[90..] {
         assert_eq!(store.get(&BlockId::of(bytes)).unwrap().as_ref(), Some(bytes));
     }
@@ -217,13 +258,7 @@ fn a_damaged_block_is_never_returned_and_a_put_heals_it() {
         .put(vec![put(&bad, PutKind::Dirty), put(&good, PutKind::Dirty)])
         .unwrap();
     store.tidy().unwrap();
-    Connection::open(&path)
-        .unwrap()
-        .execute(
-            "UPDATE data SET bytes = zeroblob(length(bytes)) WHERE n = (SELECT data FROM block WHERE id = ?1)",
-            [&id.as_bytes()[..]],
-        )
-        .unwrap();
+    zero(&path, &id);
     assert!(matches!(store.get(&id), Err(StoreError::Damaged(found)) if found == id));
     assert_eq!(store.get(&BlockId::of(&good)).unwrap(), Some(good));
     store.put(vec![put(&bad, PutKind::Cached)]).unwrap();
@@ -236,4 +271,86 @@ fn a_damaged_block_is_never_returned_and_a_put_heals_it() {
     store.close().unwrap();
     let (blocks, bytes, dirty, _) = counted(&path);
     assert_eq!((blocks, bytes, dirty), (2, 200_000, 200_000));
+}
+
+#[test]
+fn small_blocks_too_give_their_space_back() {
+    let (_dir, path) = dir_and_path();
+    let store = open(&path, 0);
+    let blocks: Vec<Bytes> = (0..4000).map(|seed| block(seed, 8000)).collect();
+    store
+        .put(blocks.iter().map(|b| put(b, PutKind::Dirty)).collect())
+        .unwrap();
+    store.tidy().unwrap();
+    let full = std::fs::metadata(&path).unwrap().len();
+    assert_eq!(disk_bytes(&path), 0, "they are in the database");
+    let ids: Vec<BlockId> = blocks.iter().map(|b| BlockId::of(b)).collect();
+    store.remove(&ids[..3900]).unwrap();
+    store.tidy().unwrap();
+    let left = std::fs::metadata(&path).unwrap().len();
+    assert!(left < full / 3, "{left} of {full} bytes left");
+    assert_eq!(store.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn space_that_a_killed_process_did_not_come_to_give_back_is_found() {
+    let (dir, path) = dir_and_path();
+    let blocks: Vec<Bytes> = (0..32).map(|seed| block(seed, 256 << 10)).collect();
+    let ids: Vec<BlockId> = blocks.iter().map(|b| BlockId::of(b)).collect();
+    let store =
+        SqliteStore::open_tidying_after(&path, StoreOptions::default(), Duration::from_secs(3600)).unwrap();
+    store
+        .put(blocks.iter().map(|b| put(b, PutKind::Dirty)).collect())
+        .unwrap();
+    store.remove(&ids[4..28]).unwrap();
+    // Killed here.
+    let copy = dir.path().join("killed.sqlite");
+    super::crash_tests::cut(&path, &copy, |_| {});
+    let store = open(&copy, 0);
+    assert!(disk_bytes(&copy) >= 32 * (256 << 10));
+    store.tidy().unwrap();
+    let left = disk_bytes(&copy);
+    assert!(left <= 9 * (256 << 10), "{left} bytes");
+    for (n, (id, bytes)) in ids.iter().zip(&blocks).enumerate() {
+        let there = !(4..28).contains(&n);
+        assert_eq!(store.get(id).unwrap().as_ref(), there.then_some(bytes));
+    }
+}
+
+#[test]
+fn a_store_of_schema_version_1_is_read_and_grows_on() {
+    let (_dir, path) = dir_and_path();
+    let old = block(1, 100_000);
+    let id = BlockId::of(&old);
+    let store = open(&path, 0);
+    store.close().unwrap();
+    drop(store);
+    // As version 1 would have it: the bytes in the database.
+    let conn = Connection::open(&path).unwrap();
+    conn.execute_batch(
+        "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    conn.execute("INSERT INTO data VALUES (7, ?1)", [&old[..]])
+        .unwrap();
+    conn.execute(
+        "INSERT INTO block (id, data, len, seq, dirty, used) VALUES (?1, 7, 100000, 1, 1, 1)",
+        [&id.as_bytes()[..]],
+    )
+    .unwrap();
+    let mut meta = Meta::load(&conn).unwrap();
+    (meta.blocks, meta.bytes, meta.dirty_bytes) = (1, 100_000, 100_000);
+    meta.save(&conn).unwrap();
+    drop(conn);
+
+    let store = open(&path, 0);
+    assert_eq!(store.get(&id).unwrap(), Some(old));
+    let new = block(2, 100_000);
+    store.put(vec![put(&new, PutKind::Dirty)]).unwrap();
+    assert_eq!(store.get(&BlockId::of(&new)).unwrap(), Some(new));
+    store.remove(&[id]).unwrap();
+    assert!(!store.contains(&id).unwrap());
+    store.close().unwrap();
+    let stats = (1, 100_000, 100_000, 1);
+    assert_eq!(counted(&path), stats);
 }
