@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use dfs::base::clock::SystemClock;
 use dfs::base::{BlockId, GroupId, StoreId};
 use dfs::keys::{Certificate, DeviceKey, GroupKey, Membership, Role, RootSecret};
 use dfs::node::{Identity, MemoryState, Node, NodeConfig, NodeParts, raw};
-use dfs::store::{BlockStore, Fetch, MemoryStore, Put, PutKind, Want};
+use dfs::store::{BlockStore, CheckedBlock, Fetch, MemoryStore, Put, PutKind, Want};
 
 const BLOCK: usize = 256 << 10;
 const BLOCKS: usize = 2048;
@@ -62,7 +61,8 @@ fn fetch_all(node: &Node, ids: &[BlockId], outstanding: usize) -> Duration {
         let Some(id) = asked.next() else { return };
         let tell = tell.clone();
         let want = Want { id: *id, root: None };
-        let done = Box::new(move |got: Result<Bytes, _>| tell.send(got.map(|b| b.len())).unwrap());
+        let done =
+            Box::new(move |got: Result<CheckedBlock, _>| tell.send(got.map(|b| b.bytes().len())).unwrap());
         Fetch::start(node, want, deadline, done);
     };
     (0..outstanding).for_each(|_| ask());

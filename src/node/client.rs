@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::base::BlockId;
 use crate::keys::invitation::InvitationId;
+use crate::store::CheckedBlock;
 
 use super::frame::Frame;
 
@@ -52,8 +53,8 @@ pub(super) enum Ask {
 /// What the peer said.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The block, checked.
-    Block(BlockId, Bytes),
+    /// The block.
+    Block(CheckedBlock),
     /// It sent bytes that are not the block.
     Wrong(BlockId),
     /// It does not have the block.
@@ -154,8 +155,10 @@ impl Client {
                 }
                 match self.get(request)? {
                     (_, true) => None,
-                    (id, false) if id.matches(&block) => Some(Reply::Block(id, block)),
-                    (id, false) => Some(Reply::Wrong(id)),
+                    (id, false) => Some(match CheckedBlock::new(id, block) {
+                        Some(block) => Reply::Block(block),
+                        None => Reply::Wrong(id),
+                    }),
                 }
             }
             Frame::Missing { request } => {
@@ -268,7 +271,7 @@ mod tests {
         };
         assert_eq!(
             client.receive(data(rb, &b)).unwrap().0,
-            Some(Reply::Block(ib, b.clone()))
+            CheckedBlock::new(ib, b.clone()).map(Reply::Block)
         );
         assert_eq!(client.receive(data(ra, &b)).unwrap().0, Some(Reply::Wrong(ia)));
         assert!(client.receive(data(ra, &a)).is_err(), "answered twice");

@@ -7,10 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use crate::base::{BlockId, DeviceId, RootId};
-use crate::store::{FetchError, Want};
+use crate::store::{CheckedBlock, FetchError, Want};
 
 use super::client::{Ask, Reply};
 
@@ -69,7 +67,7 @@ pub(super) enum Action {
     /// Pass on to the stream.
     Send(LinkId, Ask),
     /// Tell the waiter.
-    Done(u64, Result<Bytes, FetchError>),
+    Done(u64, Result<CheckedBlock, FetchError>),
     /// Ask the DHT for providers of the file, then report `LookedUp`.
     Lookup(RootId),
     /// For the log: this peer sent wrong bytes.
@@ -234,9 +232,9 @@ impl Engine {
         state.last_answer = now;
         let device = state.device;
         match reply {
-            Reply::Block(id, block) => {
-                state.open.remove(&id);
-                self.deliver(id, block, link, device, actions);
+            Reply::Block(block) => {
+                state.open.remove(block.id());
+                self.deliver(&block, link, device, actions);
             }
             Reply::Wrong(id) => {
                 state.open.remove(&id);
@@ -274,14 +272,8 @@ impl Engine {
         }
     }
 
-    fn deliver(
-        &mut self,
-        id: BlockId,
-        block: Bytes,
-        link: LinkId,
-        device: DeviceId,
-        actions: &mut Vec<Action>,
-    ) {
+    fn deliver(&mut self, block: &CheckedBlock, link: LinkId, device: DeviceId, actions: &mut Vec<Action>) {
+        let id = *block.id();
         let Some(wanted) = self.wants.remove(&id) else {
             return;
         };

@@ -1,10 +1,15 @@
 //! Tests of the fetch engine: single rules, and a simulation with virtual time and peers that lie, stall, lose blocks and leave.
 
 use super::*;
+use bytes::Bytes;
 use proptest::prelude::*;
 
 fn block(n: u8) -> Bytes {
     Bytes::from(vec![n; 3])
+}
+
+fn checked(bytes: Bytes) -> CheckedBlock {
+    CheckedBlock::new(BlockId::of(&bytes), bytes).unwrap()
 }
 
 fn id(n: u8) -> BlockId {
@@ -44,7 +49,7 @@ fn gets(actions: &[Action]) -> Vec<u64> {
         .collect()
 }
 
-fn results(actions: Vec<Action>) -> Vec<(u64, Result<Bytes, FetchError>)> {
+fn results(actions: Vec<Action>) -> Vec<(u64, Result<CheckedBlock, FetchError>)> {
     actions
         .into_iter()
         .filter_map(|a| match a {
@@ -106,7 +111,7 @@ fn a_late_peer_gets_company_and_the_first_answer_wins() {
     engine.handle(want(1, 1, now), now);
     assert_eq!(engine.wakeup(), Some(now + LATE));
     assert_eq!(gets(&engine.handle(Event::Tick, now + LATE)), [2]);
-    let actions = engine.handle(Event::Reply(1, Reply::Block(id(1), block(1))), now + LATE);
+    let actions = engine.handle(Event::Reply(1, Reply::Block(checked(block(1)))), now + LATE);
     assert!(
         actions
             .iter()
@@ -154,7 +159,7 @@ fn known_holders_are_preferred_and_share_the_load() {
             .unwrap()
             .0;
         engine.handle(
-            Event::Reply(u64::from(holder.0[0]), Reply::Block(id(n), block(n))),
+            Event::Reply(u64::from(holder.0[0]), Reply::Block(checked(block(n)))),
             now,
         );
     }
@@ -184,7 +189,7 @@ fn capacity_bounds_what_is_open_and_busy_waits() {
         .sum();
     assert_eq!(open, 2);
     assert_eq!(
-        gets(&engine.handle(Event::Reply(1, Reply::Block(id(0), block(0))), now)).len(),
+        gets(&engine.handle(Event::Reply(1, Reply::Block(checked(block(0)))), now)).len(),
         1
     );
     assert!(gets(&engine.handle(Event::Reply(1, Reply::Busy(id(1), 200)), now)).is_empty());
@@ -243,7 +248,7 @@ proptest! {
         for (waiter, (n, at)) in wants.iter().enumerate() {
             plan(&mut agenda, *at, want(waiter as u64, *n, start + Duration::from_millis(*at)));
         }
-        let mut heard: HashMap<u64, (u64, Result<Bytes, FetchError>)> = HashMap::new();
+        let mut heard: HashMap<u64, (u64, Result<CheckedBlock, FetchError>)> = HashMap::new();
         let mut now_ms = 0;
         let mut steps = 0;
         loop {
@@ -268,7 +273,7 @@ proptest! {
                     Action::Send(link, Ask::Get(block_id)) => {
                         let n = (0..30).find(|n| id(*n) == block_id).unwrap();
                         let reply = match manner(peers[link as usize].0) {
-                            Manner::Honest => Reply::Block(block_id, block(n)),
+                            Manner::Honest => Reply::Block(checked(block(n))),
                             Manner::Empty => Reply::Missing(block_id),
                             Manner::Lying => Reply::Wrong(block_id),
                             Manner::Busy => Reply::Busy(block_id, 500),
@@ -294,7 +299,7 @@ proptest! {
             let (when, result) = heard.get(&(waiter as u64)).expect("heard nothing");
             prop_assert!(*when <= at + 30_000);
             if let Ok(bytes) = result {
-                prop_assert_eq!(bytes, &block(*n));
+                prop_assert_eq!(bytes.bytes(), &block(*n));
             }
             prop_assert!(!(stable && honest) || result.is_ok(), "{:?}", result);
         }

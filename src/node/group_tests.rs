@@ -173,7 +173,8 @@ pub(super) fn fetch(
     let (tell, told) = channel();
     let done = Box::new(move |result| tell.send(result).unwrap());
     Fetch::start(node, Want { id, root }, Instant::now() + timeout, done);
-    told.recv_timeout(timeout + Duration::from_secs(5)).unwrap()
+    let told = told.recv_timeout(timeout + Duration::from_secs(5)).unwrap();
+    told.map(|block| block.bytes().clone())
 }
 
 pub(super) fn connected(node: &Node) -> usize {

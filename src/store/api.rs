@@ -144,12 +144,41 @@ pub enum FetchError {
     Closed,
 }
 
+/// Bytes that were checked against the id they are known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedBlock {
+    id: BlockId,
+    bytes: Bytes,
+}
+
+impl CheckedBlock {
+    /// The block, if `bytes` hash to `id`.
+    pub fn new(id: BlockId, bytes: Bytes) -> Option<Self> {
+        id.matches(&bytes).then_some(Self { id, bytes })
+    }
+
+    /// A block that a [`BlockStore`] gave, which checks.
+    pub(super) fn from_store(id: BlockId, bytes: Bytes) -> Self {
+        Self { id, bytes }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &BlockId {
+        &self.id
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
 /// Called exactly once with the result of a fetch, on a thread that must not be blocked.
-pub type FetchDone = Box<dyn FnOnce(Result<Bytes, FetchError>) + Send>;
+pub type FetchDone = Box<dyn FnOnce(Result<CheckedBlock, FetchError>) + Send>;
 
 /// Where blocks come from that are not here.
 pub trait Fetch: Send + Sync + 'static {
-    /// Starts to fetch a block and returns at once. `done` gets bytes that hash to `want.id`, or an error by `deadline` at the latest.
+    /// Starts to fetch a block and returns at once. `done` gets the block, or an error by `deadline` at the latest.
     fn start(&self, want: Want, deadline: Instant, done: FetchDone);
 }
 

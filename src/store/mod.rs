@@ -9,7 +9,8 @@ mod sqlite;
 mod tiered;
 
 pub use api::{
-    BlockStore, CommitSeq, Fetch, FetchDone, FetchError, NoFetch, Put, PutKind, StoreError, StoreStats, Want,
+    BlockStore, CheckedBlock, CommitSeq, Fetch, FetchDone, FetchError, NoFetch, Put, PutKind, StoreError,
+    StoreStats, Want,
 };
 pub use fault::{Fault, FaultStore, Op};
 pub use memory::MemoryStore;

@@ -77,10 +77,14 @@ fn a_damaged_newer_slot_gives_the_previous_version() {
 fn bits_of_stored_blocks() {
     let (mut volume, victim, other) = two_files();
     let store = volume.state().join("store.sqlite");
-    // Every block of the victim is damaged inside its blob, so that the database itself stays sound.
+    // Every block is damaged, the small ones inside their blobs, so that the database itself stays sound.
     let script =
         "UPDATE data SET bytes = CAST(substr(bytes, 1, 100) || x'00ff00' || substr(bytes, 104) AS BLOB)";
     Cmd::new("sqlite3").arg(&store).arg(script).ok();
+    let segment = volume.state().join("store.sqlite-blocks/00000000");
+    for at in (50..fs::metadata(&segment).unwrap().len()).step_by(4096) {
+        flip(&segment, at);
+    }
     volume.mount();
     for (name, content) in [("victim", &victim), ("other", &other)] {
         match fs::read(volume.at(name)) {

@@ -19,6 +19,8 @@ fn the_words_bring_a_lost_volume_back() {
     // The keys are lost; the folder, and the store as a pile of blocks, are not.
     let store = volume.place().join("store.sqlite");
     fs::copy(volume.state().join("store.sqlite"), &store).unwrap();
+    let blocks = volume.place().join("store.sqlite-blocks");
+    fs::rename(volume.state().join("store.sqlite-blocks"), &blocks).unwrap();
     fs::remove_dir_all(volume.state()).unwrap();
     let refused = volume.try_mount([]);
     assert!(refused.code() > 0, "{refused}");
@@ -33,6 +35,7 @@ fn the_words_bring_a_lost_volume_back() {
     );
     recover(&format!("{words}\n")).ok();
     fs::copy(&store, volume.state().join("store.sqlite")).unwrap();
+    fs::rename(&blocks, volume.state().join("store.sqlite-blocks")).unwrap();
     volume.configure(ALONE);
     volume.mount();
     assert_eq!(volume.status()["volume"], id);

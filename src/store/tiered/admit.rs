@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 
 use super::Shared;
-use super::flight::{Arrived, Flight};
-use crate::store::{BlockStore, Put, PutKind};
+use super::flight::Flight;
+use crate::store::{BlockStore, CheckedBlock, Put, PutKind};
 
 /// Blocks that may wait to be stored. Prefetches count among them from their start, so that there is always room for those.
 pub(super) const QUEUE: usize = 256;
@@ -22,7 +22,7 @@ const BATCH_BYTES: usize = 8 << 20;
 /// A fetched block, and the flight that it came with.
 #[derive(Debug)]
 pub(super) struct Admit {
-    pub(super) block: Arc<Arrived>,
+    pub(super) block: CheckedBlock,
     pub(super) flight: Arc<Flight>,
     /// Held until the block is stored, for a prefetch.
     pub(super) slot: Option<super::Slot>,
@@ -31,17 +31,15 @@ pub(super) struct Admit {
 /// Runs until every sender is gone and the queue is empty.
 pub(super) fn run(queue: &Receiver<Admit>, shared: &Shared, store: &dyn BlockStore) {
     while let Ok(first) = queue.recv() {
-        let mut bytes = first.block.len();
+        let mut bytes = first.block.bytes().len();
         let mut batch = vec![first];
         while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
             let Ok(next) = queue.try_recv() else { break };
-            bytes += next.block.len();
+            bytes += next.block.bytes().len();
             batch.push(next);
         }
-        let puts: Vec<Put> = batch.iter().filter_map(|admit| put(&admit.block)).collect();
-        if !puts.is_empty()
-            && let Err(error) = store.put(puts)
-        {
+        let puts: Vec<Put> = batch.iter().map(|admit| put(&admit.block)).collect();
+        if let Err(error) = store.put(puts) {
             tracing::warn!(%error, "fetched blocks could not be kept; they will be fetched again when they are read again");
         }
         for admit in batch {
@@ -51,11 +49,11 @@ pub(super) fn run(queue: &Receiver<Admit>, shared: &Shared, store: &dyn BlockSto
     }
 }
 
-fn put(block: &Arrived) -> Option<Put> {
-    Some(Put {
+fn put(block: &CheckedBlock) -> Put {
+    Put {
         id: *block.id(),
-        bytes: block.bytes()?.clone(),
+        bytes: block.bytes().clone(),
         kind: PutKind::Cached,
         plain: None,
-    })
+    }
 }

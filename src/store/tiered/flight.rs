@@ -1,64 +1,18 @@
 //! One block on its way, and everyone who waits for it.
 //!
-//! Invariant: a flight lands exactly once; bytes that reach a waiter were checked against the id, by one of those who use them and
-//! not by the thread that delivered them.
+//! Invariant: a flight lands exactly once.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
-use crate::base::BlockId;
-use crate::store::{FetchError, StoreError};
-
-/// A block that came from elsewhere, checked at its first use.
-#[derive(Debug)]
-pub(super) struct Arrived {
-    id: BlockId,
-    bytes: Bytes,
-    good: OnceLock<bool>,
-}
-
-impl Arrived {
-    /// Bytes that nobody has checked yet.
-    pub(super) fn unchecked(id: BlockId, bytes: Bytes) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            bytes,
-            good: OnceLock::new(),
-        })
-    }
-
-    /// Bytes that the store has checked.
-    pub(super) fn checked(id: BlockId, bytes: Bytes) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            bytes,
-            good: OnceLock::from(true),
-        })
-    }
-
-    pub(super) fn id(&self) -> &BlockId {
-        &self.id
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// The block, unless the bytes are not it.
-    pub(super) fn bytes(&self) -> Option<&Bytes> {
-        let good = *self.good.get_or_init(|| self.id.matches(&self.bytes));
-        good.then_some(&self.bytes)
-    }
-}
+use crate::store::{CheckedBlock, FetchError, StoreError};
 
 /// How a flight ended.
 #[derive(Debug, Clone)]
 pub(super) enum Landing {
     /// With the block.
-    Block(Arc<Arrived>),
+    Block(CheckedBlock),
     /// Nobody else gave it; the second says what was wrong with the store's own copy, if anything was.
     Missing(FetchError, Option<StoreError>),
     /// The store is closed.

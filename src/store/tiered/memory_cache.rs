@@ -1,16 +1,14 @@
 //! The blocks that were used last, in memory, bounded by their bytes.
 
-use std::sync::Arc;
-
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::flight::Arrived;
 use crate::base::BlockId;
+use crate::store::CheckedBlock;
 
 #[derive(Debug)]
 struct State {
-    blocks: LruCache<BlockId, Arc<Arrived>>,
+    blocks: LruCache<BlockId, CheckedBlock>,
     bytes: usize,
 }
 
@@ -32,31 +30,24 @@ impl MemoryCache {
         }
     }
 
-    pub(super) fn get(&self, id: &BlockId) -> Option<Arc<Arrived>> {
+    pub(super) fn get(&self, id: &BlockId) -> Option<CheckedBlock> {
         self.state.lock().blocks.get(id).cloned()
     }
 
-    pub(super) fn insert(&self, block: Arc<Arrived>) {
-        if block.len() > self.limit {
+    pub(super) fn insert(&self, block: CheckedBlock) {
+        if block.bytes().len() > self.limit {
             return;
         }
         let mut state = self.state.lock();
-        state.bytes += block.len();
+        state.bytes += block.bytes().len();
         if let Some(old) = state.blocks.put(*block.id(), block) {
-            state.bytes -= old.len();
+            state.bytes -= old.bytes().len();
         }
         while state.bytes > self.limit {
             match state.blocks.pop_lru() {
-                Some((_, old)) => state.bytes -= old.len(),
+                Some((_, old)) => state.bytes -= old.bytes().len(),
                 None => break,
             }
-        }
-    }
-
-    pub(super) fn remove(&self, id: &BlockId) {
-        let mut state = self.state.lock();
-        if let Some(old) = state.blocks.pop(id) {
-            state.bytes -= old.len();
         }
     }
 }
@@ -66,9 +57,9 @@ mod tests {
     use super::*;
     use crate::store::conformance::block;
 
-    fn arrived(seed: u64, len: usize) -> Arc<Arrived> {
+    fn arrived(seed: u64, len: usize) -> CheckedBlock {
         let bytes = block(seed, len);
-        Arrived::unchecked(BlockId::of(&bytes), bytes)
+        CheckedBlock::new(BlockId::of(&bytes), bytes).unwrap()
     }
 
     #[test]
@@ -85,7 +76,5 @@ mod tests {
         assert_eq!(cache.state.lock().bytes, 800, "the same block twice counts once");
         cache.insert(arrived(9, 1001));
         assert_eq!(cache.state.lock().blocks.len(), 2, "too large for the cache");
-        cache.remove(blocks[0].id());
-        assert_eq!(cache.state.lock().bytes, 400);
     }
 }

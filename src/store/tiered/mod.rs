@@ -21,9 +21,9 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use parking_lot::{Mutex, RwLock};
 
 use self::admit::Admit;
-use self::flight::{Arrived, Flight, Landing};
+use self::flight::{Flight, Landing};
 use self::memory_cache::MemoryCache;
-use super::{BlockStore, Fetch, FetchError, StoreError, Want};
+use super::{BlockStore, CheckedBlock, Fetch, FetchError, StoreError, Want};
 use crate::base::BlockId;
 use crate::base::limits::FETCH_TIMEOUT_SECS;
 
@@ -171,18 +171,12 @@ impl Tiered {
                 self.lead(want, &flight, fetch_until, None);
             }
             match flight.wait(wait_until) {
-                Some(Landing::Block(block)) => match block.bytes() {
-                    Some(bytes) => {
-                        if flight.take_refused() {
-                            self.shared.admit_patiently(block.clone(), &flight, fetch_until);
-                        }
-                        return Ok(bytes.clone());
+                Some(Landing::Block(block)) => {
+                    if flight.take_refused() {
+                        self.shared.admit_patiently(block.clone(), &flight, fetch_until);
                     }
-                    None => {
-                        self.shared.memory.remove(&want.id);
-                        return Err(unavailable(want.id, "an answer whose bytes are another block's"));
-                    }
-                },
+                    return Ok(block.bytes().clone());
+                }
                 Some(Landing::Closed) => return Err(ReadError::Store(StoreError::Closed)),
                 // Someone else's fetch may have begun long ago and with less time: only an own one is the last word.
                 Some(Landing::Missing(..)) if !own && Instant::now() < fetch_until => {
@@ -205,7 +199,7 @@ impl Tiered {
         let flight = self.shared.flights.lock().get(id).cloned();
         if let Some(flight) = flight {
             if let Some(Landing::Block(block)) = flight.landing() {
-                return Ok(block.bytes().cloned());
+                return Ok(Some(block.bytes().clone()));
             }
             if flight.is_remote() {
                 return Ok(None);
@@ -213,7 +207,8 @@ impl Tiered {
         }
         match self.store.get(id) {
             Ok(Some(bytes)) => {
-                self.shared.memory.insert(Arrived::checked(*id, bytes.clone()));
+                let block = CheckedBlock::from_store(*id, bytes.clone());
+                self.shared.memory.insert(block);
                 Ok(Some(bytes))
             }
             Ok(None) => Ok(None),
@@ -255,14 +250,14 @@ impl Tiered {
     }
 
     fn in_memory(&self, id: &BlockId) -> Option<Bytes> {
-        self.shared.memory.get(id)?.bytes().cloned()
+        Some(self.shared.memory.get(id)?.bytes().clone())
     }
 
     /// Brings a flight on its way: it lands with what the store has, or with what a fetch brings.
     fn lead(&self, want: Want, flight: &Arc<Flight>, deadline: Instant, slot: Option<Slot>) {
         let local = match self.store.get(&want.id) {
             Ok(Some(bytes)) => {
-                let block = Arrived::checked(want.id, bytes);
+                let block = CheckedBlock::from_store(want.id, bytes);
                 self.shared.memory.insert(block.clone());
                 flight.land(Landing::Block(block));
                 self.shared.end(&want.id, flight);
@@ -340,7 +335,7 @@ impl Shared {
     }
 
     /// Waits for room in the store's queue: a reader that is faster than the disk is slowed down to it.
-    fn admit_patiently(&self, block: Arc<Arrived>, flight: &Arc<Flight>, deadline: Instant) {
+    fn admit_patiently(&self, block: CheckedBlock, flight: &Arc<Flight>, deadline: Instant) {
         let Some(sender) = self.admit.read().clone() else {
             return;
         };
@@ -357,14 +352,13 @@ impl Shared {
 
 impl Answer {
     /// Takes the result of the fetch. Runs on a thread that must not be blocked: no hashing, no disk.
-    fn take(&mut self, result: Result<Bytes, FetchError>) {
+    fn take(&mut self, result: Result<CheckedBlock, FetchError>) {
         let Some(shared) = self.shared.upgrade() else {
             self.flight.land(Landing::Missing(FetchError::Closed, None));
             return;
         };
         match result {
-            Ok(bytes) => {
-                let block = Arrived::unchecked(self.id, bytes);
+            Ok(block) if *block.id() == self.id => {
                 shared.memory.insert(block.clone());
                 // Before it lands, so that a waiter sees whether there was room.
                 shared.admit(Admit {
@@ -374,7 +368,11 @@ impl Answer {
                 });
                 self.flight.land(Landing::Block(block));
             }
-            Err(error) => {
+            other => {
+                let error = other.err().unwrap_or_else(|| FetchError::Unavailable {
+                    id: self.id,
+                    asked: "an answer that is another block".into(),
+                });
                 self.flight.land(Landing::Missing(error, self.local.take()));
                 shared.end(&self.id, &self.flight);
             }

@@ -11,6 +11,10 @@ use crate::store::{FetchDone, MemoryStore, NoFetch, PutKind};
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(30);
 
+fn checked(bytes: Bytes) -> CheckedBlock {
+    CheckedBlock::new(BlockId::of(&bytes), bytes).unwrap()
+}
+
 fn want(bytes: &Bytes) -> Want {
     Want {
         id: BlockId::of(bytes),
@@ -43,7 +47,7 @@ impl Elsewhere {
 
     fn answer(&self, want: Want, done: FetchDone) {
         let found = self.blocks.lock().get(&want.id).cloned();
-        std::thread::spawn(move || done(found.ok_or(FetchError::Alone { id: want.id })));
+        std::thread::spawn(move || done(found.map(checked).ok_or(FetchError::Alone { id: want.id })));
     }
 
     fn release(&self) {
@@ -157,7 +161,7 @@ fn wrong_bytes_never_reach_the_reader_or_the_store() {
     struct Liar(Bytes);
     impl Fetch for Liar {
         fn start(&self, _want: Want, _deadline: Instant, done: FetchDone) {
-            done(Ok(self.0.clone()));
+            done(Ok(checked(self.0.clone())));
         }
     }
     let (store, tiered) = tiered(Arc::new(Liar(block(2, 1000))), LONG);
