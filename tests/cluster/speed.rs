@@ -70,6 +70,8 @@ fn prime(place: &Path) {
     // Cut before anything of it is written back.
     file.set_len(0).unwrap();
     fs::remove_file(path).unwrap();
+    // What was written to make the test is not to be written while it is measured.
+    rustix::fs::sync();
 }
 
 /// Reads the file piece by piece, as a program would that passes it on, and compares; the comparison counts too.
