@@ -138,11 +138,12 @@ impl Outbox {
         self.frames.lock().len() > OUTBOX_MAX
     }
 
-    /// Writes what is there and flushes; then waits for the bell.
+    /// Writes what is there and flushes; then waits for the bell. Says after each frame what was `written`.
     pub(super) async fn write_to<W: AsyncWrite + Unpin>(
         &self,
         stream: &mut W,
         admission: &Admission,
+        written: impl Fn(&Frame),
     ) -> Ended {
         loop {
             let mut wrote = false;
@@ -152,7 +153,10 @@ impl Outbox {
                 };
                 wrote = true;
                 match tokio::time::timeout(STALL, write_frame(stream, &frame)).await {
-                    Ok(Ok(bytes)) => admission.count(0, bytes),
+                    Ok(Ok(bytes)) => {
+                        admission.count(0, bytes);
+                        written(&frame);
+                    }
                     _ => return Ended::Lost,
                 }
             }
@@ -210,7 +214,7 @@ async fn converse(
     let ended = tokio::select! {
         ended = reader => ended,
         ended = asker => ended,
-        ended = outbox.write_to(&mut write, admission) => ended,
+        ended = outbox.write_to(&mut write, admission, |_| ()) => ended,
     };
     Err(ended)
 }

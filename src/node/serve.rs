@@ -29,7 +29,7 @@ const FINISHED: usize = 4 * REQUESTS_MAX as usize;
 
 /// A store operation that ended.
 enum Finished {
-    Load(u32, Loaded),
+    Load(Vec<(u32, Loaded)>),
     Look(u32, Vec<bool>),
     Store(u32, Result<Vec<u8>, String>),
 }
@@ -106,7 +106,11 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
     let finisher = async {
         while let Some(done) = finished.recv().await {
             let work = match done {
-                Finished::Load(request, loaded) => server.lock().loaded(request, loaded),
+                Finished::Load(loads) => {
+                    let mut server = server.lock();
+                    let loaded = |(request, loaded)| server.loaded(request, loaded);
+                    loads.into_iter().flat_map(loaded).collect()
+                }
                 Finished::Look(request, held) => server.lock().looked(request, held),
                 Finished::Store(request, result) => server.lock().stored(request, result),
             };
@@ -114,10 +118,16 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
         }
         Ended::Lost
     };
+    let written = |frame: &Frame| {
+        if matches!(frame, Frame::Data { .. }) {
+            let work = server.lock().written();
+            worker.carry_out(work, &outbox);
+        }
+    };
     tokio::select! {
         ended = reader => ended,
         ended = finisher => ended,
-        ended = outbox.write_to(&mut write, admission) => ended,
+        ended = outbox.write_to(&mut write, admission, written) => ended,
     }
 }
 
@@ -134,9 +144,10 @@ impl Worker {
         for one in work {
             match one {
                 Work::Send(frame) => outbox.put([frame]),
-                Work::Load(request, id) => {
-                    self.start(move |local, _| Finished::Load(request, load(local, &id)));
-                }
+                Work::Load(loads) => self.start(move |local, _| {
+                    let loaded = loads.into_iter().map(|(request, id)| (request, load(local, &id)));
+                    Finished::Load(loaded.collect())
+                }),
                 Work::Look(request, ids) => self.start(move |local, _| {
                     let held = ids.iter().map(|id| local.store.contains(id).unwrap_or(false));
                     Finished::Look(request, held.collect())

@@ -18,8 +18,11 @@ use super::frame::{Code, Frame};
 
 /// Requests that a peer may have open on one stream; more are answered BUSY.
 pub(super) const REQUESTS_MAX: u16 = 128;
-/// Blocks loaded or being loaded for one stream before the earlier ones are sent.
+/// Blocks loaded or being loaded for one stream before the earlier ones are written to it. Few, so that a block is still in the
+/// processor's cache when it is encrypted.
 const LOAD_AHEAD: usize = 8;
+/// When no more than this many are left, the next are loaded, several at a time.
+const LOAD_AGAIN: usize = LOAD_AHEAD / 2;
 /// When a peer may ask again after BUSY, in milliseconds.
 const RETRY_MS: u32 = 200;
 /// Bytes of blocks a peer may PUT before it needs more credit.
@@ -28,8 +31,8 @@ pub(super) const PUT_WINDOW: u32 = 8 << 20;
 /// What `serve` has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Read a block and call [`Server::loaded`].
-    Load(u32, BlockId),
+    /// Read these blocks and call [`Server::loaded`] for each.
+    Load(Vec<(u32, BlockId)>),
     /// Look which blocks are here and call [`Server::looked`].
     Look(u32, Vec<BlockId>),
     /// Check, store and sync a block, then call [`Server::stored`].
@@ -43,7 +46,7 @@ pub(super) enum Work {
         /// The device it admitted.
         device: [u8; 32],
     },
-    /// Send a frame.
+    /// Send a frame; after a block, call [`Server::written`].
     Send(Frame),
 }
 
@@ -182,6 +185,12 @@ impl Server {
         work
     }
 
+    /// Takes note that a block which was to be sent is written.
+    pub(super) fn written(&mut self) -> Vec<Work> {
+        self.in_memory -= 1;
+        self.progress()
+    }
+
     /// Takes the result of [`Work::Look`].
     pub(super) fn looked(&mut self, request: u32, held: Vec<bool>) -> Vec<Work> {
         self.open.remove(&request);
@@ -261,21 +270,27 @@ impl Server {
                 break;
             }
             self.credit -= len;
-            self.in_memory -= 1;
             self.ready.pop_front();
             if let Some(Open::Ready(block)) = self.open.remove(&request) {
                 work.push(Work::Send(Frame::Data { request, block }));
             }
         }
+        if self.in_memory > LOAD_AGAIN {
+            return work;
+        }
+        let mut loads = Vec::new();
         while self.in_memory < LOAD_AHEAD {
             let Some(request) = self.queue.pop_front() else {
                 break;
             };
             if let Some(Open::Queued(id)) = self.open.get(&request) {
-                work.push(Work::Load(request, *id));
+                loads.push((request, *id));
                 self.open.insert(request, Open::Loading(false));
                 self.in_memory += 1;
             }
+        }
+        if !loads.is_empty() {
+            work.push(Work::Load(loads));
         }
         work
     }
@@ -299,7 +314,7 @@ mod tests {
         for request in 1..=20 {
             loads += server.receive(get(request)).unwrap().len();
         }
-        assert_eq!(loads, LOAD_AHEAD);
+        assert_eq!(loads, LOAD_AGAIN + 1);
         let block = Bytes::from(vec![0; 10]);
         let work = server.loaded(1, Loaded::Block(block.clone()));
         assert_eq!(
@@ -309,7 +324,9 @@ mod tests {
                 block: block.clone()
             })
         );
-        assert_eq!(work[1], Work::Load(9, ID));
+        assert_eq!(work.len(), 1, "it is not written yet");
+        let next: Vec<_> = (6..=9).map(|request| (request, ID)).collect();
+        assert_eq!(server.written(), [Work::Load(next)]);
         assert_eq!(
             server.loaded(2, Loaded::Block(block)),
             vec![],
@@ -385,32 +402,45 @@ mod tests {
             let (mut loading, mut asked, mut answered) = (Vec::new(), Vec::new(), Vec::new());
             let block = Bytes::from_static(b"abc");
             let mut todo: Vec<Work> = Vec::new();
-            let mut note = |work: Vec<Work>, loading: &mut Vec<u32>| for w in work {
+            let mut writing = 0;
+            let mut note = |work: Vec<Work>, loading: &mut Vec<u32>, writing: &mut usize| for w in work {
+                *writing += usize::from(matches!(w, Work::Send(Frame::Data { .. })));
                 match w {
-                    Work::Load(r, _) => loading.push(r),
+                    Work::Load(loads) => loading.extend(loads.into_iter().map(|(r, _)| r)),
                     Work::Send(Frame::Data { request, .. } | Frame::Cancel { request } | Frame::Missing { request } | Frame::Busy { request, .. }) => answered.push(request),
                     other => todo.push(other),
                 }
             };
             for (op, request) in script {
+                if writing > 0 && request % 2 == 0 {
+                    writing -= 1;
+                    note(server.written(), &mut loading, &mut writing);
+                }
                 match op {
                     0 => if let Ok(work) = server.receive(get(request)) {
                         asked.push(request);
-                        note(work, &mut loading);
+                        note(work, &mut loading, &mut writing);
                     },
-                    1 => note(server.receive(Frame::Cancel { request }).unwrap(), &mut loading),
+                    1 => note(server.receive(Frame::Cancel { request }).unwrap(), &mut loading, &mut writing),
                     2 => if !loading.is_empty() {
                         let r = loading.remove(request as usize % loading.len());
                         let result = if request % 3 == 0 { Loaded::Missing } else { Loaded::Block(block.clone()) };
-                        note(server.loaded(r, result), &mut loading);
+                        note(server.loaded(r, result), &mut loading, &mut writing);
                     },
-                    _ => note(server.receive(Frame::Credit { bytes: request }).unwrap(), &mut loading),
+                    _ => note(server.receive(Frame::Credit { bytes: request }).unwrap(), &mut loading, &mut writing),
                 }
                 prop_assert!(server.in_memory <= LOAD_AHEAD);
             }
-            note(server.receive(Frame::Credit { bytes: u32::MAX }).unwrap(), &mut loading);
-            while let Some(r) = loading.pop() {
-                note(server.loaded(r, Loaded::Block(block.clone())), &mut loading);
+            note(server.receive(Frame::Credit { bytes: u32::MAX }).unwrap(), &mut loading, &mut writing);
+            loop {
+                if let Some(r) = loading.pop() {
+                    note(server.loaded(r, Loaded::Block(block.clone())), &mut loading, &mut writing);
+                } else if writing > 0 {
+                    writing -= 1;
+                    note(server.written(), &mut loading, &mut writing);
+                } else {
+                    break;
+                }
             }
             asked.sort_unstable();
             answered.sort_unstable();
