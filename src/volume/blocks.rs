@@ -256,6 +256,30 @@ impl Blocks {
         *self.watch.write() = None;
     }
 
+    /// Takes up blocks for one more file, so that they are neither collected nor evicted. Returns the commit that says so; `None` when
+    /// not all of them are on this device.
+    pub fn take_up(&self, ids: &[BlockId]) -> Result<Option<CommitSeq>> {
+        let watch = self.watch.read();
+        let store = self.tiered.store();
+        let all_here = || {
+            for id in ids {
+                if !store.contains(id).map_err(VolumeError::store)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        if !all_here()? {
+            return Ok(None);
+        }
+        if let Some(taken_up) = &*watch {
+            taken_up.lock().extend(ids);
+        }
+        store.set_dirty(ids, true).map_err(VolumeError::store)?;
+        // One may have been evicted just before.
+        Ok(all_here()?.then(|| store.last_seq()))
+    }
+
     /// Removes those of `unmarked` that nobody has taken up since `begin_watch`. Returns how many.
     pub fn remove_unused(&self, unmarked: &[BlockId]) -> Result<u64> {
         let watch = self.watch.write();

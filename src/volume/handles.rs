@@ -33,8 +33,8 @@ const SHARDS: usize = 64;
 /// An open handle of a file.
 #[derive(Debug)]
 pub struct Handle {
-    file: Arc<OpenFile>,
-    mode: OpenMode,
+    pub(super) file: Arc<OpenFile>,
+    pub(super) mode: OpenMode,
     ahead: Mutex<ReadAhead>,
 }
 
@@ -105,7 +105,7 @@ impl Handles {
         self.dirs.write().remove(&fh);
     }
 
-    fn get(&self, fh: u64) -> Result<Arc<Handle>> {
+    pub(super) fn get(&self, fh: u64) -> Result<Arc<Handle>> {
         self.handles
             .read()
             .get(&fh)
@@ -358,18 +358,6 @@ impl Volume {
             (None, SeekTo::Hole) => Ok(size),
             (None, SeekTo::Data) => Err(VolumeError::NoSuchData),
         }
-    }
-
-    /// Copies a range between files. Not done here: the kernel falls back to reading and writing.
-    pub fn copy_file_range(
-        &self,
-        _from: u64,
-        _from_offset: u64,
-        _to: u64,
-        _to_offset: u64,
-        _len: u64,
-    ) -> Result<u64> {
-        Err(VolumeError::Unsupported)
     }
 
     /// Runs something on a file as if it were open.

@@ -9,6 +9,7 @@ mod background;
 mod blocks;
 mod budget;
 mod collect;
+mod copy_range;
 mod durability;
 mod error;
 mod handles;

@@ -187,6 +187,44 @@ impl Pieces {
         self.size = self.size.max(end);
     }
 
+    /// What `range` consists of, the pieces at its ends cut to it. Index blocks cannot be cut.
+    pub fn part(&self, range: Range<u64>) -> Vec<Piece> {
+        self.touching(range.clone())
+            .map(|(at, piece)| {
+                let skip = range.start.saturating_sub(at);
+                let end = piece.len.min(range.end - at);
+                piece.part(skip, end - skip)
+            })
+            .collect()
+    }
+
+    /// Replaces the bytes from `offset` by those of `pieces`, growing the file as needed. Index blocks in the way were expanded before.
+    pub fn put(&mut self, offset: u64, pieces: &[Piece]) {
+        self.stamp += 1;
+        let end = offset + pieces.iter().map(|piece| piece.len).sum::<u64>();
+        if offset > self.size {
+            self.set_size(offset);
+        }
+        self.touch(offset..end);
+        self.clear(offset..end);
+        self.size = self.size.max(end);
+        let mut at = offset;
+        for piece in pieces {
+            match &piece.source {
+                Source::Hole => self.put_hole(at, piece.len),
+                source => self.insert(
+                    at,
+                    Piece {
+                        len: piece.len,
+                        source: source.clone(),
+                        stamp: self.stamp,
+                    },
+                ),
+            }
+            at += piece.len;
+        }
+    }
+
     /// Cuts the file, or extends it by a hole.
     pub fn set_size(&mut self, size: u64) {
         self.stamp += 1;

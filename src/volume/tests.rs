@@ -437,6 +437,13 @@ enum Op {
         from: u8,
         to: u8,
     },
+    Copy {
+        from: u8,
+        offset: u32,
+        to: u8,
+        to_offset: u32,
+        len: u32,
+    },
     Unlink {
         file: u8,
     },
@@ -455,7 +462,10 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (file.clone(), offset.clone(), len.clone(), any::<u64>())
             .prop_map(|(file, offset, len, seed)| Op::Write { file, offset, len, seed }),
         2 => (file.clone(), offset.clone()).prop_map(|(file, size)| Op::Truncate { file, size }),
-        1 => (file.clone(), offset, len).prop_map(|(file, offset, len)| Op::Punch { file, offset, len }),
+        1 => (file.clone(), offset.clone(), len.clone())
+            .prop_map(|(file, offset, len)| Op::Punch { file, offset, len }),
+        2 => (file.clone(), offset.clone(), 0u8..4, offset, prop_oneof![len, Just(u32::MAX)])
+            .prop_map(|(from, offset, to, to_offset, len)| Op::Copy { from, offset, to, to_offset, len }),
         1 => (file.clone(), 0u8..4).prop_map(|(from, to)| Op::Rename { from, to }),
         1 => file.clone().prop_map(|file| Op::Unlink { file }),
         3 => file.prop_map(|file| Op::Flush { file }),
@@ -537,6 +547,29 @@ proptest! {
                     let content = model.entry(file).or_default();
                     let end = (offset as usize + len as usize).min(content.len());
                     if (offset as usize) < end { content[offset as usize..end].fill(0); }
+                }
+                Op::Copy { from, offset, to, to_offset, len } => {
+                    let (source, target) = (replay.handle(from), replay.handle(to));
+                    let copied = replay.volume.copy_file_range(
+                        source, u64::from(offset), target, u64::from(to_offset), u64::from(len),
+                    );
+                    let content = model.entry(from).or_default();
+                    let end = content.len().min(offset as usize + len as usize);
+                    let part = content.get(offset as usize..end).unwrap_or_default().to_vec();
+                    let target = model.entry(to).or_default();
+                    let to_offset = to_offset as usize;
+                    let overlaps = from == to
+                        && to_offset < offset as usize + part.len()
+                        && (offset as usize) < to_offset + part.len();
+                    if overlaps && !part.is_empty() {
+                        prop_assert!(copied.is_err());
+                    } else {
+                        prop_assert_eq!(copied.unwrap(), part.len() as u64);
+                        if !part.is_empty() {
+                            target.resize(target.len().max(to_offset + part.len()), 0);
+                            target[to_offset..to_offset + part.len()].copy_from_slice(&part);
+                        }
+                    }
                 }
                 Op::Rename { from, to } => {
                     replay.close(from);

@@ -154,6 +154,25 @@ fn equal_content_is_stored_once() {
 }
 
 #[test]
+fn a_copy_names_the_same_blocks() {
+    let mut volume = TestVolume::mounted();
+    let content = noise(8, 48 << 20);
+    fs::write(volume.at("original"), &content).unwrap();
+    volume.remount();
+    let before = volume.stored();
+    // As `cp` does: by copy_file_range.
+    fs::copy(volume.at("original"), volume.at("copy")).unwrap();
+    assert!(
+        volume.stored() - before < 1 << 20,
+        "{} bytes more",
+        volume.stored() - before
+    );
+    fs::remove_file(volume.at("original")).unwrap();
+    volume.remount();
+    assert!(fs::read(volume.at("copy")).unwrap() == content);
+}
+
+#[test]
 fn a_mount_may_cover_its_folder() {
     let mut volume = TestVolume::new();
     let folder = volume.folder().to_owned();

@@ -1,5 +1,7 @@
 //! Programs that people use, inside a mount: what they check themselves is the test.
 
+mod posix;
+
 use std::fs;
 use std::time::Duration;
 
