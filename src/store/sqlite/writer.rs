@@ -88,6 +88,16 @@ pub(super) struct Writer {
     pub(super) lost: Vec<BlockId>,
 }
 
+/// What a transaction did beside the tables.
+struct Done {
+    /// Where the segments end now.
+    end: u64,
+    /// About how much longer the log is.
+    log_bytes: u64,
+    /// Address and length of what was deleted in the segments.
+    freed: Vec<(u64, u64)>,
+}
+
 /// Why a transaction failed.
 enum CommitError {
     Sql(rusqlite::Error),
@@ -290,7 +300,7 @@ impl Writer {
         let (conn, full, segments) = (&mut self.conn, &mut self.full, &*self.segments);
         let careful = self.shared.damaged();
         let next_state = &mut next;
-        let run = move || -> Result<Option<(u64, u64, Vec<(u64, u64)>)>, CommitError> {
+        let run = move || -> Result<Option<Done>, CommitError> {
             if *full != sync {
                 conn.pragma_update(None, "synchronous", if sync { "FULL" } else { "NORMAL" })?;
                 *full = sync;
@@ -327,10 +337,17 @@ impl Writer {
             }
             meta.save(&tx)?;
             tx.commit()?;
-            let log_bytes = in_rows * 9 / 8 + appender.blocks().len() as u64 * 128;
-            Ok(Some((appender.end(), log_bytes, freed)))
+            Ok(Some(Done {
+                end: appender.end(),
+                log_bytes: in_rows * 9 / 8 + appender.blocks().len() as u64 * 128,
+                freed,
+            }))
         };
-        let (end, log_bytes, freed) = match run() {
+        let Done {
+            end,
+            log_bytes,
+            freed,
+        } = match run() {
             Ok(Some(done)) => done,
             Ok(None) => return Ok(()),
             Err(error) => return Err(self.undo(&error, old_end)),
