@@ -15,6 +15,8 @@ mod error;
 mod handles;
 mod import;
 mod listing;
+#[cfg(test)]
+mod model_tests;
 mod nodes;
 mod open_file;
 mod pieces;

@@ -1,0 +1,208 @@
+//! Random operations on the volume and on a plain map of names to bytes, with the daemon dying in between.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::tests::{Bench, CALLER, RW, noise, read_all};
+use super::{Allocate, ROOT_INO, Volume, Wait};
+use crate::base::types::{FileKind, RenameMode, SetAttr};
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write {
+        file: u8,
+        offset: u32,
+        len: u32,
+        seed: u64,
+    },
+    Truncate {
+        file: u8,
+        size: u32,
+    },
+    Punch {
+        file: u8,
+        offset: u32,
+        len: u32,
+    },
+    Rename {
+        from: u8,
+        to: u8,
+    },
+    Copy {
+        from: u8,
+        offset: u32,
+        to: u8,
+        to_offset: u32,
+        len: u32,
+    },
+    Unlink {
+        file: u8,
+    },
+    Flush {
+        file: u8,
+    },
+    /// The daemon dies: what was flushed is still there, what was not may be.
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let file = 0u8..4;
+    let offset = prop_oneof![0u32..8_000, 0u32..3_000_000];
+    let len = prop_oneof![1u32..5_000, 1u32..1_000_000];
+    prop_oneof![
+        6 => (file.clone(), offset.clone(), len.clone(), any::<u64>())
+            .prop_map(|(file, offset, len, seed)| Op::Write { file, offset, len, seed }),
+        2 => (file.clone(), offset.clone()).prop_map(|(file, size)| Op::Truncate { file, size }),
+        1 => (file.clone(), offset.clone(), len.clone())
+            .prop_map(|(file, offset, len)| Op::Punch { file, offset, len }),
+        2 => (file.clone(), offset.clone(), 0u8..4, offset, prop_oneof![len, Just(u32::MAX)])
+            .prop_map(|(from, offset, to, to_offset, len)| Op::Copy { from, offset, to, to_offset, len }),
+        1 => (file.clone(), 0u8..4).prop_map(|(from, to)| Op::Rename { from, to }),
+        1 => file.clone().prop_map(|file| Op::Unlink { file }),
+        3 => file.prop_map(|file| Op::Flush { file }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// The mount's side of the comparison: every file is kept open for writing, as a program would.
+struct Replay {
+    bench: Bench,
+    volume: Arc<Volume>,
+    open: BTreeMap<u8, u64>,
+}
+
+impl Replay {
+    fn handle(&mut self, file: u8) -> u64 {
+        if let Some(fh) = self.open.get(&file) {
+            return *fh;
+        }
+        let name = file.to_string();
+        let fh = match self.volume.lookup(ROOT_INO, OsStr::new(&name)) {
+            Ok(attr) => self.volume.open(attr.ino, RW).unwrap().fh,
+            Err(_) => {
+                self.volume
+                    .create(ROOT_INO, OsStr::new(&name), 0o600, RW, &CALLER)
+                    .unwrap()
+                    .1
+                    .fh
+            }
+        };
+        self.open.insert(file, fh);
+        fh
+    }
+
+    fn close(&mut self, file: u8) {
+        if let Some(fh) = self.open.remove(&file) {
+            self.volume.flush(fh).unwrap();
+            self.volume.release(fh);
+        }
+    }
+
+    fn close_all(&mut self) {
+        for file in 0..4 {
+            self.close(file);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_volume_is_a_map_of_names_to_bytes(ops in proptest::collection::vec(op(), 1..40)) {
+        let bench = Bench::new();
+        let volume = bench.start();
+        let mut replay = Replay { bench, volume, open: BTreeMap::new() };
+        let mut model: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        for op in ops {
+            match op {
+                Op::Write { file, offset, len, seed } => {
+                    let data = noise(len as usize, seed);
+                    let fh = replay.handle(file);
+                    replay.volume.write(fh, u64::from(offset), &data, Wait::Bounded).unwrap();
+                    let content = model.entry(file).or_default();
+                    let end = offset as usize + data.len();
+                    content.resize(content.len().max(end), 0);
+                    content[offset as usize..end].copy_from_slice(&data);
+                }
+                Op::Truncate { file, size } => {
+                    replay.close(file);
+                    let Ok(attr) = replay.volume.lookup(ROOT_INO, OsStr::new(&file.to_string())) else { continue };
+                    let set = SetAttr { size: Some(u64::from(size)), ..SetAttr::default() };
+                    replay.volume.setattr(attr.ino, None, &set, &CALLER).unwrap();
+                    model.entry(file).or_default().resize(size as usize, 0);
+                }
+                Op::Punch { file, offset, len } => {
+                    let fh = replay.handle(file);
+                    replay.volume.fallocate(fh, u64::from(offset), u64::from(len), Allocate::PunchHole, true).unwrap();
+                    let content = model.entry(file).or_default();
+                    let end = (offset as usize + len as usize).min(content.len());
+                    if (offset as usize) < end { content[offset as usize..end].fill(0); }
+                }
+                Op::Copy { from, offset, to, to_offset, len } => {
+                    let (source, target) = (replay.handle(from), replay.handle(to));
+                    let copied = replay.volume.copy_file_range(
+                        source, u64::from(offset), target, u64::from(to_offset), u64::from(len),
+                    );
+                    let content = model.entry(from).or_default();
+                    let end = content.len().min(offset as usize + len as usize);
+                    let part = content.get(offset as usize..end).unwrap_or_default().to_vec();
+                    let target = model.entry(to).or_default();
+                    let to_offset = to_offset as usize;
+                    let overlaps = from == to
+                        && to_offset < offset as usize + part.len()
+                        && (offset as usize) < to_offset + part.len();
+                    if overlaps && !part.is_empty() {
+                        prop_assert!(copied.is_err());
+                    } else {
+                        prop_assert_eq!(copied.unwrap(), part.len() as u64);
+                        if !part.is_empty() {
+                            target.resize(target.len().max(to_offset + part.len()), 0);
+                            target[to_offset..to_offset + part.len()].copy_from_slice(&part);
+                        }
+                    }
+                }
+                Op::Rename { from, to } => {
+                    replay.close(from);
+                    replay.close(to);
+                    let (a, b) = (from.to_string(), to.to_string());
+                    let moved = replay.volume.rename(ROOT_INO, OsStr::new(&a), ROOT_INO, OsStr::new(&b), RenameMode::Replace);
+                    prop_assert_eq!(moved.is_ok(), model.contains_key(&from));
+                    if from != to && let Some(content) = model.remove(&from) { model.insert(to, content); }
+                }
+                Op::Unlink { file } => {
+                    replay.close(file);
+                    let gone = replay.volume.unlink(ROOT_INO, OsStr::new(&file.to_string()));
+                    prop_assert_eq!(gone.is_ok(), model.remove(&file).is_some());
+                }
+                Op::Flush { file } => {
+                    if let Some(fh) = replay.open.get(&file) { replay.volume.flush(*fh).unwrap(); }
+                }
+                Op::Restart => {
+                    replay.close_all();
+                    // Not a shutdown: the old volume is left as a dead daemon leaves it.
+                    replay.volume = replay.bench.start();
+                }
+            }
+        }
+        replay.close_all();
+        for (round, volume) in [Arc::clone(&replay.volume), replay.bench.start()].iter().enumerate() {
+            let fh = volume.opendir(ROOT_INO).unwrap();
+            let mut names = Vec::new();
+            volume.readdir(fh, 0, &mut |entry| {
+                if entry.kind == FileKind::Regular { names.push(entry.name.into_string().unwrap()); }
+                true
+            }).unwrap();
+            names.sort();
+            prop_assert_eq!(&names, &model.keys().map(|file| file.to_string()).collect::<Vec<_>>());
+            for (file, content) in &model {
+                let attr = volume.lookup(ROOT_INO, OsStr::new(&file.to_string())).unwrap();
+                prop_assert_eq!(attr.size, content.len() as u64);
+                prop_assert!(&read_all(volume, attr.ino) == content, "file {} in round {}", file, round);
+            }
+        }
+    }
+}
