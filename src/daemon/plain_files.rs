@@ -2,7 +2,7 @@
 //!
 //! Where the mount covers the folder nobody can drop a file into it, so one look, repeated until every file has come to rest, is enough.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -57,25 +57,39 @@ impl Drop for PlainFiles {
 }
 
 fn run(volume: &Volume, listener: Option<&Listener>, covered: bool, stop: &AtomicBool) {
+    // Where to look: everywhere at first.
+    let mut places = vec![PathBuf::new()];
     while !stop.load(Ordering::SeqCst) {
-        let waiting = pass(volume);
-        if covered && !waiting {
+        places.retain(|place| pass(volume, place));
+        if covered && places.is_empty() {
             return;
         }
-        let until = Instant::now() + if waiting { AGAIN } else { REGULARLY };
-        while !stop.load(Ordering::SeqCst) && Instant::now() < until {
+        let until = Instant::now() + if places.is_empty() { REGULARLY } else { AGAIN };
+        let mut heard = Vec::new();
+        while !stop.load(Ordering::SeqCst) && heard.is_empty() && Instant::now() < until {
             match listener {
-                Some(listener) if listener.wait(STEP) => break,
-                Some(_) => {}
+                Some(listener) => {
+                    heard = listener.wait(STEP);
+                    if !heard.is_empty() {
+                        // Whoever makes one makes more: one look for all of them.
+                        std::thread::sleep(STEP);
+                        heard.extend(listener.wait(Duration::ZERO));
+                    }
+                }
                 None => std::thread::sleep(STEP),
             }
         }
+        if heard.is_empty() && places.is_empty() {
+            heard.push(PathBuf::new());
+        }
+        heard.retain(|place| !places.contains(place));
+        places.append(&mut heard);
     }
 }
 
-/// Imports what there is; true when files are left for later.
-fn pass(volume: &Volume) -> bool {
-    match volume.import_plain_files(&mut |_| {}) {
+/// Imports what there is in and below a directory; true when files are left for later.
+fn pass(volume: &Volume, place: &Path) -> bool {
+    match volume.import_below(place, &mut |_| {}) {
         Ok(done) => {
             for failure in &done.failures {
                 tracing::warn!("plain file not imported: {failure}");

@@ -1,13 +1,19 @@
 //! Tells when something in the folder may have changed from outside: the cue to look for plain files to import.
 //!
-//! Only a cue: which files they are, and whether they are complete, is found by looking. Called by `daemon` when no mount covers the folder.
+//! Only a cue, and where: which files they are, and whether they are complete, is found by looking. Called by `daemon` when no mount covers the folder.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
 use notify::{Config, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
+
+/// Places remembered one by one; beyond this the whole folder is to be looked at.
+const PLACES_MAX: usize = 4096;
 
 /// Why the folder cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +29,7 @@ pub struct ListenError {
 #[derive(Debug)]
 pub struct Listener {
     _watcher: RecommendedWatcher,
+    places: Arc<Mutex<BTreeSet<PathBuf>>>,
     cues: Receiver<()>,
     _sender: SyncSender<()>,
 }
@@ -37,8 +44,17 @@ impl Listener {
         // One cue is as good as many.
         let (sender, cues) = sync_channel(1);
         let cue = sender.clone();
+        let places = Arc::<Mutex<BTreeSet<PathBuf>>>::default();
+        let (seen, top) = (Arc::clone(&places), folder.to_owned());
         let on_event = move |event: notify::Result<Event>| {
-            if event.map_or(true, |event| is_cue(&event)) {
+            let heard = event.map_or_else(|_| vec![PathBuf::new()], |event| places_of(&event, &top));
+            if !heard.is_empty() {
+                let mut places = seen.lock();
+                places.extend(heard);
+                if places.len() > PLACES_MAX {
+                    *places = BTreeSet::from([PathBuf::new()]);
+                }
+                drop(places);
                 // Full: a cue is waiting already.
                 let _ = cue.try_send(());
             }
@@ -47,36 +63,63 @@ impl Listener {
         watcher.watch(folder, RecursiveMode::Recursive).map_err(fail)?;
         Ok(Self {
             _watcher: watcher,
+            places,
             cues,
             _sender: sender,
         })
     }
 
-    /// Waits for a cue, at most `timeout`. Says whether there was one.
-    pub fn wait(&self, timeout: Duration) -> bool {
+    /// Waits for a cue, at most `timeout`. Returns the directories to look in and below, relative to the folder; none when there was no cue.
+    pub fn wait(&self, timeout: Duration) -> Vec<PathBuf> {
         match self.cues.recv_timeout(timeout) {
-            Ok(()) => true,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
+            Ok(()) => topmost(std::mem::take(&mut *self.places.lock())),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Vec::new(),
         }
     }
 }
 
-/// Whether an event may mean a new plain file. The volume's own writes to `.f` files and their temporary names do not.
-fn is_cue(event: &Event) -> bool {
+/// The directories that do not lie below another of them.
+fn topmost(places: BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let mut kept: Vec<PathBuf> = Vec::new();
+    for place in places {
+        // In this order a directory comes right before what lies below it.
+        if !kept.last().is_some_and(|above| place.starts_with(above)) {
+            kept.push(place);
+        }
+    }
+    kept
+}
+
+/// Where an event may mean new plain files. The volume's own writes to `.f` files and their temporary names mean none; a directory that
+/// it makes itself is looked into, which costs little while it is new.
+fn places_of(event: &Event, top: &Path) -> Vec<PathBuf> {
     let kind = matches!(
         event.kind,
         EventKind::Create(_)
             | EventKind::Modify(ModifyKind::Name(_))
             | EventKind::Access(AccessKind::Close(AccessMode::Write))
     );
-    let foreign = |path: &std::path::PathBuf| {
+    if event.need_rescan() {
+        return vec![PathBuf::new()];
+    }
+    let foreign = |path: &&PathBuf| {
         let name = path
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
         !name.ends_with(".f") && !name.starts_with(crate::base::names::TEMP_PREFIX)
     };
-    kind && (event.paths.is_empty() || event.paths.iter().any(foreign))
+    let is_directory = |path: &Path| match event.kind {
+        EventKind::Create(CreateKind::Folder) => true,
+        EventKind::Modify(_) => path.is_dir(),
+        _ => false,
+    };
+    let place = |path: &PathBuf| {
+        let directory = if is_directory(path) { path } else { path.parent()? };
+        directory.strip_prefix(top).ok().map(Path::to_owned)
+    };
+    let heard = event.paths.iter().filter(|_| kind);
+    heard.filter(foreign).filter_map(place).collect()
 }
 
 #[cfg(test)]
@@ -84,16 +127,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_lies_below_another_place_is_looked_at_with_it() {
+        let places = ["a", "a/b", "a/b/c", "a-b", "d/e", "d/e/f"].map(PathBuf::from);
+        let kept = topmost(BTreeSet::from(places));
+        assert_eq!(kept, ["a", "a-b", "d/e"].map(PathBuf::from));
+        assert_eq!(
+            topmost(BTreeSet::from(["", "a"].map(PathBuf::from))),
+            [PathBuf::new()]
+        );
+    }
+
+    #[test]
     fn new_plain_files_are_a_cue_also_in_new_directories_and_manifests_are_not() {
         let temp = tempfile::tempdir().unwrap();
         let listener = Listener::start(temp.path()).unwrap();
         std::fs::write(temp.path().join("a.f"), b"x").unwrap();
-        assert!(!listener.wait(Duration::from_millis(200)));
+        assert!(listener.wait(Duration::from_millis(200)).is_empty());
         std::fs::create_dir(temp.path().join("d")).unwrap();
-        assert!(listener.wait(Duration::from_secs(10)));
+        assert_eq!(listener.wait(Duration::from_secs(10)), [Path::new("d")]);
         // The watch on the new directory is set up by another thread.
-        while listener.wait(Duration::from_millis(200)) {}
+        while !listener.wait(Duration::from_millis(200)).is_empty() {}
         std::fs::write(temp.path().join("d/plain"), b"x").unwrap();
-        assert!(listener.wait(Duration::from_secs(10)));
+        assert_eq!(listener.wait(Duration::from_secs(10)), [Path::new("d")]);
+        while !listener.wait(Duration::from_millis(200)).is_empty() {}
+        let other = tempfile::tempdir_in(temp.path().parent().unwrap()).unwrap();
+        std::fs::create_dir(other.path().join("moved")).unwrap();
+        std::fs::rename(other.path().join("moved"), temp.path().join("moved")).unwrap();
+        assert_eq!(listener.wait(Duration::from_secs(10)), [Path::new("moved")]);
     }
 }

@@ -296,7 +296,10 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.sync("flush", reply, Volume::flush, fh);
+        match self.shared.volume.flush_at_once(fh.0) {
+            Ok(false) => self.sync("flush", reply, Volume::flush, fh),
+            result => answer("flush", reply, result, |reply, _| reply.ok()),
+        }
     }
 
     fn release(
@@ -314,7 +317,7 @@ impl Filesystem for Adapter {
             reply.ok();
         };
         // What was written through a memory mapping after the last close is written back now.
-        if flags.acc_mode() == OpenAccMode::O_RDONLY {
+        if flags.acc_mode() == OpenAccMode::O_RDONLY || self.shared.volume.is_flushed(fh.0) {
             job(&self.shared, reply)
         } else {
             self.later(reply, job)

@@ -9,8 +9,9 @@ const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 64;
 
 /// Not asked for, on purpose: `POSIX_LOCKS`, `FLOCK_LOCKS` (the kernel keeps locks, one host is all there is), `EXPORT_SUPPORT`
-/// (a forgotten inode cannot be found by its number), `SETXATTR_EXT` (fuser 0.18 cannot decode it), `NO_OPEN_SUPPORT` (opening matters).
-const WANTED: [InitFlags; 12] = [
+/// (a forgotten inode cannot be found by its number), `ATOMIC_O_TRUNC` (a running program would be cut before the kernel finds that it must
+/// not be), `SETXATTR_EXT` (fuser 0.18 cannot decode it), `NO_OPEN_SUPPORT` (opening matters).
+const WANTED: [InitFlags; 11] = [
     // Reads of one file may overtake each other.
     InitFlags::FUSE_ASYNC_READ,
     // Direct I/O is split and sent at once.
@@ -25,8 +26,6 @@ const WANTED: [InitFlags; 12] = [
     InitFlags::FUSE_READDIRPLUS_AUTO,
     // Cached pages are dropped when time or size say that the file was changed from outside.
     InitFlags::FUSE_AUTO_INVAL_DATA,
-    // Opening with O_TRUNC is one operation, so that there is no moment between.
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     // The targets of symbolic links are cached with their inode.
     InitFlags::FUSE_CACHE_SYMLINKS,
     // Access control lists are enforced; the volume applies the umask, because a default list replaces it.

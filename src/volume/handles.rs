@@ -18,7 +18,7 @@ use super::attributes::now;
 use super::error::{Result, VolumeError};
 use super::listing::DirHandle;
 use super::open_file::{OpenFile, State, choose, new_file_id};
-use super::pieces::Source;
+use super::pieces::{Piece, Source};
 use super::read::ReadAhead;
 use super::shown::is_shown;
 use super::write_back::{STREAM_MIN, Spill};
@@ -27,6 +27,7 @@ use crate::base::limits::FILE_MAX;
 use crate::base::types::{Attr, Caller, FileKind, OpenMode};
 use crate::folder::host::{attr_of, open_below};
 use crate::folder::slots::SlotBytes;
+use crate::object::slot;
 
 const SHARDS: usize = 64;
 
@@ -294,6 +295,37 @@ impl Volume {
         }
         let handle = self.handles.get(fh)?;
         self.write_back(&handle.file)
+    }
+
+    /// As [`Volume::flush`], if that takes no waiting: nothing was written, or a content that fits into the slot. Says whether it did.
+    pub fn flush_at_once(&self, fh: u64) -> Result<bool> {
+        if self.handles.texts.read().contains_key(&fh) {
+            return Ok(true);
+        }
+        let handle = self.handles.get(fh)?;
+        let Some(_one) = handle.file.write_back.try_lock() else {
+            return Ok(false);
+        };
+        {
+            let state = handle.file.state.lock();
+            if !state.changed || state.unlinked {
+                return Ok(true);
+            }
+            let in_memory = |piece: &Piece| matches!(piece.source, Source::Memory { .. } | Source::Hole);
+            if state.pieces.size() > slot::inline_max() as u64
+                || !state.pieces.iter().all(|(_, piece)| in_memory(piece))
+            {
+                return Ok(false);
+            }
+        }
+        self.write_small(&handle.file)
+    }
+
+    /// Whether closing a handle leaves nothing to be written back.
+    pub fn is_flushed(&self, fh: u64) -> bool {
+        self.handles
+            .get(fh)
+            .is_ok_and(|handle| !handle.file.state.lock().changed)
     }
 
     /// What was written survives a power cut once this returns.

@@ -97,7 +97,12 @@ impl Volume {
         while let Some(directory) = todo.pop() {
             let dir = match self.folder.dir(&directory) {
                 Ok(dir) => dir,
-                // Removed or replaced since it was seen.
+                // Removed since it was seen.
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound && !directory.as_os_str().is_empty() =>
+                {
+                    continue;
+                }
                 Err(error) if !directory.as_os_str().is_empty() => {
                     run.failed(&directory, &error);
                     continue;

@@ -182,7 +182,7 @@ impl Volume {
     }
 
     /// A file that fits into its slot is written there. Says whether it was.
-    fn write_small(&self, file: &OpenFile) -> Result<bool> {
+    pub(super) fn write_small(&self, file: &OpenFile) -> Result<bool> {
         let (pieces, stamp, size) = {
             let state = file.state.lock();
             if state.pieces.size() > slot::inline_max() as u64 {

@@ -81,6 +81,33 @@ fn pjdfstest_finds_nothing_that_ext4_does_better() {
 }
 
 #[test]
+fn a_running_program_cannot_be_cut() {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+    let volume = TestVolume::mounted();
+    let program = volume.at("program");
+    fs::copy("/bin/sleep", &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut running = std::process::Command::new(&program).arg("60").spawn().unwrap();
+    let cut = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_TRUNC)
+        .open(&program)
+        .unwrap_err();
+    assert_eq!(cut.raw_os_error(), Some(libc::ETXTBSY));
+    assert!(running.try_wait().unwrap().is_none(), "it still runs");
+    assert_eq!(fs::read(&program).unwrap(), fs::read("/bin/sleep").unwrap());
+    running.kill().unwrap();
+    running.wait().unwrap();
+    fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_TRUNC)
+        .open(&program)
+        .unwrap();
+    assert_eq!(fs::metadata(&program).unwrap().len(), 0);
+}
+
+#[test]
 fn fsx_finds_every_byte_where_it_was_put() {
     let mut volume = TestVolume::mounted();
     let config = config(&volume, FSX);
