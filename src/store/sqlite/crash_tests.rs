@@ -171,22 +171,21 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
         losses.push(copy);
         // The log whole, but of the blocks beside the database what was written last is missing, or a page of it.
         let segment = |copy: &Path| blocks_dir(copy).join("00000000");
+        let whole_log = |name: String| {
+            let copy = dir.path().join(name);
+            cut(&path, &copy, |_| {});
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(segment(&copy))
+                .unwrap();
+            (copy, file)
+        };
         let end = std::fs::metadata(segment(&path)).unwrap().len();
         let page = synced.2 + (end - synced.2) * step as u64 / 8 / 4096 * 4096;
-        let copy = dir.path().join(format!("short{step}.sqlite"));
-        cut(&path, &copy, |_| {});
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .open(segment(&copy))
-            .unwrap();
+        let (copy, file) = whole_log(format!("short{step}.sqlite"));
         file.set_len(page).unwrap();
         losses.push(copy);
-        let copy = dir.path().join(format!("page{step}.sqlite"));
-        cut(&path, &copy, |_| {});
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .open(segment(&copy))
-            .unwrap();
+        let (copy, file) = whole_log(format!("page{step}.sqlite"));
         file.write_all_at(&[0; 4096], page).unwrap();
         losses.push(copy);
     }

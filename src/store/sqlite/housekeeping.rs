@@ -123,7 +123,7 @@ impl Writer {
             );
             // Numbers before the last jump were durable when it was made.
             let floor = self.meta.voids.last().map_or(0, |void| void.1);
-            self.meta.seq = self.meta.seq.min((first - 1).max(floor));
+            self.meta.seq = self.meta.seq.min(first.saturating_sub(1).max(floor));
         }
         self.freed.search_all();
         Ok(())
@@ -278,7 +278,7 @@ impl Writer {
         self.freed.search = Some(segment + 1);
         let addresses = addresses(segment);
         let sql = |error: rusqlite::Error| self.failure.of(&error);
-        let (mut from, mut taken, mut holes) = (addresses.start, 0, Vec::new());
+        let (mut from, mut taken, mut holes) = (addresses.start, 0_u64, Vec::new());
         loop {
             let extents = tables::extents(&self.conn, from, addresses.end, SEARCH_STEP).map_err(sql)?;
             for extent in &extents {
@@ -297,7 +297,7 @@ impl Writer {
                     holes.push(from..extent.at);
                 }
                 from = extent.at.saturating_add(padded(extent.len));
-                taken += padded(extent.len);
+                taken = padded(extent.len).saturating_add(taken);
             }
             if extents.len() < SEARCH_STEP {
                 break;
@@ -310,7 +310,7 @@ impl Writer {
         let failed = |error: std::io::Error| self.failure.io("give back space beside it", &error);
         if taken == 0 && addresses.end <= end {
             self.segments.delete(segment).map_err(failed)?;
-        } else if self.segments.disk_bytes(segment).map_err(failed)? > taken + SLACK {
+        } else if self.segments.disk_bytes(segment).map_err(failed)? > taken.saturating_add(SLACK) {
             holes
                 .into_iter()
                 .try_for_each(|hole| self.segments.punch(hole))

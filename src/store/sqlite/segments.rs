@@ -68,6 +68,8 @@ pub(super) struct Segments {
     synced: AtomicU64,
     /// A sync failed, so that the kernel may have dropped what no later sync brings back.
     failed: AtomicBool,
+    /// Held while files are synced: the kernel reports a failure once, so who syncs next must see that it was reported to another.
+    syncing: Mutex<()>,
 }
 
 impl Segments {
@@ -84,6 +86,7 @@ impl Segments {
             end: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
         })
     }
 
@@ -172,22 +175,28 @@ impl Segments {
         self.end.store(end, Ordering::Release);
     }
 
-    /// Makes everything before `end` durable, for the writer. A failure is for ever: see [`Segments::has_failed`].
+    /// Makes everything before `end` durable, for the writer. A failure is for ever.
     pub(super) fn sync(&self, end: u64) -> Result<()> {
-        let sync = || {
+        self.syncing(|| {
             self.sync_files(end)?;
             if self.created.swap(false, Ordering::AcqRel) {
                 File::open(&self.dir)?.sync_all()?;
             }
             Ok(())
-        };
-        sync().inspect_err(|_| self.failed.store(true, Ordering::Release))
+        })
     }
 
     /// Lets the disk begin, for who will ask the writer to sync: it then finds little left to do, and others can commit meanwhile.
     pub(super) fn sync_ahead(&self) -> Result<()> {
-        self.sync_files(self.end())
-            .inspect_err(|_| self.failed.store(true, Ordering::Release))
+        self.syncing(|| self.sync_files(self.end()))
+    }
+
+    fn syncing(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _one = self.syncing.lock();
+        if self.has_failed() {
+            return Err(Error::other("an earlier sync failed"));
+        }
+        sync().inspect_err(|_| self.failed.store(true, Ordering::Release))
     }
 
     fn sync_files(&self, end: u64) -> Result<()> {
