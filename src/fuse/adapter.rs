@@ -20,7 +20,7 @@ use super::calls::{Adapter, Shared, bare_attr, caller, is_dot, is_privileged, op
 use super::init;
 use super::reply::answer;
 use crate::base::types::{FileKind, RenameMode, SetAttr};
-use crate::volume::{Allocate, SeekTo, Volume, VolumeError, Wait};
+use crate::volume::{Allocate, Opened, SeekTo, Volume, VolumeError, Wait};
 
 /// Most that one `copy_file_range` copies; programs go on after a short copy.
 const COPY_MAX: u64 = 1 << 30;
@@ -190,17 +190,20 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (mode, caller) = (self.open_mode(flags.0), caller(request, 0));
-        let job = move |shared: &Shared, reply: ReplyOpen| {
-            let result = shared.open(ino.0, mode, &caller);
-            answer("open", reply, result, |reply, (opened, flags)| {
+        let opened = |reply: ReplyOpen, result| {
+            answer("open", reply, result, |reply, (opened, flags): (Opened, _)| {
                 reply.opened(FileHandle(opened.fh), flags)
             });
         };
-        if mode.truncate {
-            self.later(reply, job)
-        } else {
-            job(&self.shared, reply)
+        if !mode.truncate {
+            match self.shared.open(ino.0, mode, &caller, Wait::Never) {
+                Err(VolumeError::WouldWait) => {}
+                result => return opened(reply, result),
+            }
         }
+        self.later(reply, move |shared, reply| {
+            opened(reply, shared.open(ino.0, mode, &caller, Wait::Bounded))
+        });
     }
 
     fn create(
@@ -245,21 +248,24 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let len = size as usize;
-        read(
-            &self.shared.volume,
+        let shared = &self.shared;
+        let beside = read(
+            &shared.volume,
             fh.0,
             offset,
             len,
             Wait::Never,
             |result| match result {
                 Err(VolumeError::WouldWait) => self.later(reply, move |shared, reply| {
-                    read(&shared.volume, fh.0, offset, len, Wait::Bounded, |result| {
+                    let beside = read(&shared.volume, fh.0, offset, len, Wait::Bounded, |result| {
                         answer("read", reply, result, |reply, data| reply.data(data));
                     });
+                    shared.give(beside);
                 }),
                 result => answer("read", reply, result, |reply, data| reply.data(data)),
             },
         );
+        shared.give(beside);
     }
 
     fn write(

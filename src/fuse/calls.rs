@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyAttr,
     ReplyEmpty, ReplyEntry, ReplyXattr, Request,
@@ -17,7 +18,7 @@ use super::init::Agreed;
 use super::pool::Pool;
 use super::reply::{Answer, answer};
 use crate::base::types::{Attr, Caller, FileKind, OpenMode, SetAttr, Timestamp};
-use crate::volume::{Opened, Result, Volume, VolumeError, Wait};
+use crate::volume::{Beside, Opened, Result, Volume, VolumeError, Wait};
 
 /// Read buffers larger than this are not kept between requests.
 const BUFFER_KEPT: usize = 1 << 20;
@@ -38,9 +39,15 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(volume: Arc<Volume>, pool: Pool, request: &MountRequest) -> Self {
+    pub(super) fn new(
+        volume: Arc<Volume>,
+        pool: Pool,
+        beside: Sender<Beside>,
+        request: &MountRequest,
+    ) -> Self {
         let shared = Shared {
             volume,
+            beside,
             owner: Owner {
                 uid: request.uid,
                 gid: request.gid,
@@ -119,6 +126,8 @@ impl Adapter {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) volume: Arc<Volume>,
+    /// To the thread that gives the kernel what was opened beside what it asked for.
+    pub(super) beside: Sender<Beside>,
     pub(super) owner: Owner,
     pub(super) ttl: Duration,
     pub(super) sync: bool,
@@ -144,6 +153,14 @@ impl Shared {
     pub(super) fn made(&self, operation: &'static str, parent: u64, made: Result<Attr>, reply: ReplyEntry) {
         let result = made.and_then(|attr| self.changed(&[parent]).map(|()| attr));
         answer(operation, reply, result, |reply, attr| self.entry(reply, &attr));
+    }
+
+    /// Lets the kernel have more than it asked for, if that can be done at once.
+    pub(super) fn give(&self, beside: Option<Beside>) {
+        if let Some(beside) = beside {
+            // When many wait already, reading goes on without.
+            let _ = self.beside.try_send(beside);
+        }
     }
 
     /// What follows a change in a directory on a mount with `dirsync`.
@@ -213,11 +230,17 @@ impl Shared {
         self.volume.setattr(ino, fh, &set, caller)
     }
 
-    pub(super) fn open(&self, ino: u64, mode: OpenMode, caller: &Caller) -> Result<(Opened, FopenFlags)> {
+    pub(super) fn open(
+        &self,
+        ino: u64,
+        mode: OpenMode,
+        caller: &Caller,
+        wait: Wait,
+    ) -> Result<(Opened, FopenFlags)> {
         if mode.truncate && !is_privileged(caller) {
             self.drop_privileges(ino, caller)?;
         }
-        let opened = self.volume.open(ino, mode)?;
+        let opened = self.volume.open(ino, mode, wait)?;
         Ok((opened, open_flags(&opened, mode)))
     }
 
@@ -312,14 +335,18 @@ pub(super) fn read(
     len: usize,
     wait: Wait,
     done: impl FnOnce(Result<&[u8]>),
-) {
+) -> Option<Beside> {
     BUFFER.with_borrow_mut(|buffer| {
-        let result = volume.read(fh, offset, len, buffer, wait);
-        done(result.map(|()| &buffer[..buffer.len().min(len)]));
+        let (result, beside) = match volume.read(fh, offset, len, buffer, wait) {
+            Ok(beside) => (Ok(&buffer[..buffer.len().min(len)]), beside),
+            Err(error) => (Err(error), None),
+        };
+        done(result);
         if buffer.capacity() > BUFFER_KEPT {
             *buffer = Vec::new();
         }
-    });
+        beside
+    })
 }
 
 /// The two-step protocol of extended attributes: first the size, then the value.

@@ -40,6 +40,7 @@ fn number(error: &VolumeError) -> Errno {
         VolumeError::NotPermitted => Errno::EPERM,
         VolumeError::NoSpace(_) => Errno::ENOSPC,
         VolumeError::Stale => Errno::ESTALE,
+        VolumeError::Busy => Errno::EBUSY,
         VolumeError::BadHandle => Errno::EBADF,
         VolumeError::Unsupported => Errno::EOPNOTSUPP,
         VolumeError::NoSuchData => Errno::ENXIO,

@@ -185,6 +185,12 @@ pub enum MountError {
 /// Mounts the volume and returns once the mount answers. The folder's directory handle must be open by then: the mount may cover it.
 pub fn mount(volume: Arc<Volume>, request: &MountRequest) -> Result<MountHandle, MountError> {
     let pool = pool::Pool::new();
-    let adapter = calls::Adapter::new(volume, pool.clone(), request);
-    session::start(adapter, pool, request)
+    let (beside, given) = notify::beside();
+    let adapter = calls::Adapter::new(Arc::clone(&volume), pool.clone(), beside, request);
+    let handle = session::start(adapter, pool, request)?;
+    notify::give_beside(handle.notifier(), volume, given).map_err(|source| MountError::Session {
+        path: request.mountpoint.clone(),
+        source,
+    })?;
+    Ok(handle)
 }

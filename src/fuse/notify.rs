@@ -1,14 +1,20 @@
-//! Tells the kernel to forget what it has cached of a file that was changed from outside the mount. Has its own thread: the kernel may
-//! hold a lock that only an answer of the dispatch threads frees, so a notification is never sent from a handler.
-//! Called by `daemon` (folder listener, sync).
+//! Tells the kernel to forget what it has cached of a file that was changed from outside the mount, and gives it more of a file than it
+//! asked for. Each has its own thread: the kernel may hold a lock that only an answer of the dispatch threads frees, so a notification
+//! is never sent from a handler. Called by `daemon` (folder listener, sync) and by `calls`.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use fuser::{INodeNo, Notifier};
 
+use crate::volume::{Beside, Volume};
+
 /// Notifications that wait to be sent. Beyond it they are refused, and the time limit of cached entries does the work.
 const QUEUE_MAX: usize = 4096;
+
+/// Chunks that wait to be given to the kernel: what readers opened in the time that a few of them take.
+const BESIDE_MAX: usize = 16;
 
 enum Change {
     Entry { parent: u64, name: OsString },
@@ -67,4 +73,30 @@ fn send(notifier: &Notifier, changes: &Receiver<Change>) {
             Err(error) => tracing::debug!("the kernel did not take an invalidation: {error}"),
         }
     }
+}
+
+/// Where chunks wait that the kernel is to keep whole.
+pub(super) fn beside() -> (Sender<Beside>, Receiver<Beside>) {
+    crossbeam_channel::bounded(BESIDE_MAX)
+}
+
+/// Starts the thread that gives them. It ends with the adapter, or with the session.
+pub(super) fn give_beside(
+    notifier: Notifier,
+    volume: Arc<Volume>,
+    waiting: Receiver<Beside>,
+) -> std::io::Result<()> {
+    let give = move || {
+        for beside in waiting {
+            volume.give_beside(&beside, |ino, offset, bytes| {
+                if let Err(error) = notifier.store(INodeNo(ino), offset, bytes) {
+                    tracing::debug!("the kernel did not take what was opened beside a read: {error}");
+                }
+            });
+        }
+    };
+    std::thread::Builder::new()
+        .name("fuse-beside".into())
+        .spawn(give)?;
+    Ok(())
 }

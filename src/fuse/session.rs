@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Filesystem, SessionACL};
+use fuser::{Config, Filesystem, Notifier, SessionACL};
 use parking_lot::{Condvar, Mutex};
 
 use super::mountinfo::MountEntry;
@@ -29,6 +29,7 @@ pub struct MountHandle {
     entry: MountEntry,
     ended: Arc<Ended>,
     invalidator: Invalidator,
+    notifier: Notifier,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +89,11 @@ impl MountHandle {
         self.invalidator.clone()
     }
 
+    /// To send the kernel what it did not ask for.
+    pub(super) fn notifier(&self) -> Notifier {
+        self.notifier.clone()
+    }
+
     fn broken(&self, source: io::Error) -> MountError {
         MountError::Session {
             path: self.entry.mountpoint.clone(),
@@ -108,12 +114,16 @@ pub(super) fn start<F: Filesystem>(
         source,
     };
     let served = serve(filesystem, pool, device, request).map_err(broken);
-    let (ended, invalidator) = served.inspect_err(|_| undo(&entry))?;
+    let (ended, notifier) = served.inspect_err(|_| undo(&entry))?;
     raise_read_ahead(&entry);
+    let invalidator = Invalidator::start(notifier.clone())
+        .map_err(broken)
+        .inspect_err(|_| undo(&entry))?;
     let handle = MountHandle {
         entry,
         ended,
         invalidator,
+        notifier,
     };
     match attach::probe(&request.mountpoint) {
         Some(Ok(())) => Ok(handle),
@@ -130,7 +140,7 @@ fn serve<F: Filesystem>(
     pool: Pool,
     device: std::os::fd::OwnedFd,
     request: &MountRequest,
-) -> io::Result<(Arc<Ended>, Invalidator)> {
+) -> io::Result<(Arc<Ended>, Notifier)> {
     let cores = std::thread::available_parallelism().map_or(DISPATCH_MIN, usize::from);
     let mut config = Config::default();
     // An ordinary user got the device from fusermount3 and may not be able to open it again: one descriptor for all threads then.
@@ -146,7 +156,7 @@ fn serve<F: Filesystem>(
         Access::OwnerAndRoot => SessionACL::RootAndOwner,
     };
     let session = fuser::Session::from_fd(filesystem, device, acl, config)?;
-    let invalidator = Invalidator::start(session.notifier())?;
+    let notifier = session.notifier();
     let ended = Arc::new(Ended::default());
     let signal = Arc::clone(&ended);
     std::thread::Builder::new()
@@ -161,7 +171,7 @@ fn serve<F: Filesystem>(
             *signal.result.lock() = Some(result);
             signal.changed.notify_all();
         })?;
-    Ok((ended, invalidator))
+    Ok((ended, notifier))
 }
 
 fn undo(entry: &MountEntry) {

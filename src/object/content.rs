@@ -6,13 +6,17 @@ use crate::base::{BlockId, FileId, RootId, StoreId};
 
 const ROOT_CONTEXT: &str = "dfs 2026 v1 file root";
 
-/// A stretch of a file: one block, or a hole.
+/// A stretch of a file: one block, part of one, or a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Plaintext bytes, more than zero; at most `CHUNK_MAX` where there is a block, at most `FILE_MAX` in a hole.
     pub len: u64,
     /// The block that holds them; `None`: they are zeros.
     pub block: Option<BlockId>,
+    /// Bytes of the block's plaintext before them; zero in a hole.
+    pub skip: u32,
+    /// Length of the block's plaintext: `len`, or more for a part; zero in a hole.
+    pub whole: u32,
 }
 
 /// An index block.
@@ -69,7 +73,37 @@ impl From<Inconsistent> for DecodeError {
 }
 
 impl Extent {
-    /// Checks the bounds of the length.
+    /// Zeros.
+    pub fn hole(len: u64) -> Self {
+        Self {
+            len,
+            block: None,
+            skip: 0,
+            whole: 0,
+        }
+    }
+
+    /// All of a block.
+    pub fn data(len: u32, id: BlockId) -> Self {
+        Self::part(u64::from(len), id, 0, len)
+    }
+
+    /// `len` bytes of a block of `whole` bytes, after its first `skip`.
+    pub fn part(len: u64, id: BlockId, skip: u32, whole: u32) -> Self {
+        Self {
+            len,
+            block: Some(id),
+            skip,
+            whole,
+        }
+    }
+
+    /// Whether it is less than its block.
+    pub fn is_part(&self) -> bool {
+        self.len < u64::from(self.whole)
+    }
+
+    /// Checks the bounds of the lengths.
     pub(super) fn check(&self) -> Result<(), Inconsistent> {
         let max = if self.block.is_some() {
             CHUNK_MAX as u64
@@ -79,38 +113,56 @@ impl Extent {
         match self.len {
             0 => Err(Inconsistent("an extent is empty")),
             len if len > max => Err(Inconsistent("an extent is too long")),
+            _ if self.whole > CHUNK_MAX as u32 => Err(Inconsistent("an extent's block is too long")),
+            len if self.block.is_some() && u64::from(self.skip) + len > u64::from(self.whole) => {
+                Err(Inconsistent("an extent goes beyond its block"))
+            }
+            _ if self.block.is_none() && (self.skip, self.whole) != (0, 0) => {
+                Err(Inconsistent("a hole is part of a block"))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Encoded length of an extent with a block, in bytes: the longer kind.
-    pub(super) const ENCODED_MAX: usize = 1 + 4 + BlockId::LEN;
+    /// Encoded length of a part of a block, in bytes: the longest kind.
+    pub(super) const ENCODED_MAX: usize = Self::DATA_LEN + 4 + 4;
+
+    /// Encoded length of an extent that is a whole block, in bytes.
+    pub(super) const DATA_LEN: usize = 1 + 4 + BlockId::LEN;
 
     pub(super) fn encoded_len(&self) -> usize {
-        if self.block.is_some() {
-            Self::ENCODED_MAX
-        } else {
-            1 + 8
+        match self.block {
+            None => 1 + 8,
+            Some(_) if self.is_part() => Self::ENCODED_MAX,
+            Some(_) => Self::DATA_LEN,
         }
     }
 
     pub(super) fn encode(&self, writer: &mut Writer) {
         match &self.block {
-            Some(id) => writer.u8(1).u32(self.len as u32).raw(id.as_bytes()),
             None => writer.u8(0).u64(self.len),
+            Some(id) if self.is_part() => {
+                writer.u8(2).u32(self.len as u32).u32(self.skip).u32(self.whole);
+                writer.raw(id.as_bytes())
+            }
+            Some(id) => writer.u8(1).u32(self.len as u32).raw(id.as_bytes()),
         };
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let extent = match reader.u8()? {
-            0 => Self {
-                len: reader.u64()?,
-                block: None,
-            },
-            1 => Self {
-                len: u64::from(reader.u32()?),
-                block: Some(BlockId(reader.array()?)),
-            },
+            0 => Self::hole(reader.u64()?),
+            1 => {
+                let len = reader.u32()?;
+                Self::data(len, BlockId(reader.array()?))
+            }
+            2 => {
+                let (len, skip, whole) = (reader.u32()?, reader.u32()?, reader.u32()?);
+                if len == whole {
+                    return Err(DecodeError::Invalid("a part is all of its block"));
+                }
+                Self::part(u64::from(len), BlockId(reader.array()?), skip, whole)
+            }
             _ => return Err(DecodeError::Invalid("unknown kind of extent")),
         };
         extent.check()?;
@@ -159,6 +211,11 @@ impl Content {
             Self::Extents(extents) => total(extents.iter().map(|extent| extent.len)),
             Self::Index { refs, .. } => total(refs.iter().map(|entry| entry.len)),
         }
+    }
+
+    /// Whether it names parts of blocks, which the first version of the formats could not.
+    pub(super) fn has_parts(&self) -> bool {
+        matches!(self, Self::Extents(extents) if extents.iter().any(Extent::is_part))
     }
 
     /// Whether it is an empty file's.
@@ -279,12 +336,9 @@ mod tests {
     #[test]
     fn only_content_with_blocks_has_a_root() {
         assert_eq!(Content::Inline(b"abc".to_vec()).root(), None);
-        let hole = Extent { len: 5, block: None };
+        let hole = Extent::hole(5);
         assert_eq!(Content::Extents(vec![hole]).root(), None);
-        let block = Extent {
-            len: 5,
-            block: Some(id(1)),
-        };
+        let block = Extent::data(5, id(1));
         let (a, b) = (Content::Extents(vec![block]), Content::Extents(vec![hole, block]));
         assert!(a.root().is_some());
         assert_ne!(a.root(), b.root());
@@ -293,10 +347,7 @@ mod tests {
 
     #[test]
     fn an_index_has_another_root_than_its_extents() {
-        let extents = Content::Extents(vec![Extent {
-            len: 5,
-            block: Some(id(1)),
-        }]);
+        let extents = Content::Extents(vec![Extent::data(5, id(1))]);
         let refs = vec![IndexRef { len: 5, id: id(1) }];
         let (one, two) = (
             Content::Index {
@@ -311,10 +362,7 @@ mod tests {
 
     #[test]
     fn a_sum_beyond_any_file_is_no_length() {
-        let hole = Extent {
-            len: FILE_MAX,
-            block: None,
-        };
+        let hole = Extent::hole(FILE_MAX);
         assert_eq!(Content::Extents(vec![hole]).len(), Some(FILE_MAX));
         assert_eq!(Content::Extents(vec![hole, hole]).len(), None);
         let wrapping = IndexRef {

@@ -11,7 +11,8 @@ use crate::base::codec::{DecodeError, Reader, Writer};
 use super::content::{Extent, IndexRef, entries, total};
 
 const MAGIC: [u8; 4] = *b"dfsx";
-const VERSION: u8 = 1;
+/// The newest version: what 1 is, and parts of blocks. Each block is written in the oldest that can say it.
+const VERSION: u8 = 2;
 const EXTENTS: u8 = 1;
 const REFS: u8 = 2;
 const HEADER_LEN: usize = 12;
@@ -23,35 +24,46 @@ pub const ENTRIES_AVG: usize = 1024;
 /// Most entries of an index block.
 pub const ENTRIES_MAX: usize = 3072;
 /// Longest index block, in bytes of plaintext.
-pub const ENCODED_MAX: usize = 128 << 10;
+pub const ENCODED_MAX: usize = 144 << 10;
 
 const _: () = assert!(HEADER_LEN + ENTRIES_MAX * IndexRef::ENCODED_LEN <= ENCODED_MAX);
 const _: () = assert!(HEADER_LEN + ENTRIES_MAX * Extent::ENCODED_MAX <= ENCODED_MAX);
 
 /// An index block's plaintext that lists extents: at most `ENTRIES_MAX`.
 pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
-    let mut writer = begin(EXTENTS, extents.len(), Extent::ENCODED_MAX);
+    let version = 1 + u8::from(extents.iter().any(Extent::is_part));
+    let mut writer = begin(version, EXTENTS, extents.len(), Extent::ENCODED_MAX);
     extents.iter().for_each(|extent| extent.encode(&mut writer));
     writer.into_vec()
 }
 
 /// An index block's plaintext that lists index blocks: at most `ENTRIES_MAX`.
 pub fn encode_refs(refs: &[IndexRef]) -> Vec<u8> {
-    let mut writer = begin(REFS, refs.len(), IndexRef::ENCODED_LEN);
+    let mut writer = begin(1, REFS, refs.len(), IndexRef::ENCODED_LEN);
     refs.iter().for_each(|entry| entry.encode(&mut writer));
     writer.into_vec()
 }
 
 /// The extents that an index block lists: 1 to `ENTRIES_MAX`, each within its bounds, all together no longer than a file.
 pub fn decode_extents(bytes: &[u8]) -> Result<Vec<Extent>, DecodeError> {
-    let extents = decode(bytes, EXTENTS, Extent::decode)?;
+    let (version, extents) = decode(bytes, EXTENTS, Extent::decode)?;
+    if version != 1 + u8::from(extents.iter().any(Extent::is_part)) {
+        return Err(DecodeError::Invalid(
+            "an index block of a version that it does not need",
+        ));
+    }
     check_total(extents.iter().map(|extent| extent.len))?;
     Ok(extents)
 }
 
 /// The index blocks that an index block lists: 1 to `ENTRIES_MAX`, all together no longer than a file.
 pub fn decode_refs(bytes: &[u8]) -> Result<Vec<IndexRef>, DecodeError> {
-    let refs = decode(bytes, REFS, IndexRef::decode)?;
+    let (version, refs) = decode(bytes, REFS, IndexRef::decode)?;
+    if version != 1 {
+        return Err(DecodeError::Invalid(
+            "an index block of a version that it does not need",
+        ));
+    }
     check_total(refs.iter().map(|entry| entry.len))?;
     Ok(refs)
 }
@@ -68,13 +80,13 @@ pub fn cut_refs(refs: &[IndexRef]) -> Vec<Range<usize>> {
     cut(refs.len(), |at| ends_block(&refs[at].id))
 }
 
-fn begin(kind: u8, count: usize, entry_len: usize) -> Writer {
+fn begin(version: u8, kind: u8, count: usize, entry_len: usize) -> Writer {
     debug_assert!(
         count <= ENTRIES_MAX,
         "an index block holds at most {ENTRIES_MAX} entries"
     );
     let mut writer = Writer::with_capacity(HEADER_LEN + count * entry_len);
-    writer.raw(&MAGIC).u8(VERSION).u8(kind).u16(0).u32(count as u32);
+    writer.raw(&MAGIC).u8(version).u8(kind).u16(0).u32(count as u32);
     writer
 }
 
@@ -82,7 +94,7 @@ fn decode<T>(
     bytes: &[u8],
     kind: u8,
     entry: impl Fn(&mut Reader<'_>) -> Result<T, DecodeError>,
-) -> Result<Vec<T>, DecodeError> {
+) -> Result<(u8, Vec<T>), DecodeError> {
     if bytes.len() > ENCODED_MAX {
         return Err(DecodeError::Invalid("too long for an index block"));
     }
@@ -90,7 +102,8 @@ fn decode<T>(
     if reader.array()? != MAGIC {
         return Err(DecodeError::Invalid("not an index block"));
     }
-    if reader.u8()? != VERSION {
+    let version = reader.u8()?;
+    if !(1..=VERSION).contains(&version) {
         return Err(DecodeError::Invalid("an index block of a newer dfs: update it"));
     }
     if reader.u8()? != kind || reader.u16()? != 0 {
@@ -104,7 +117,7 @@ fn decode<T>(
     }
     let entries = entries(&mut reader, count, entry)?;
     reader.finish()?;
-    Ok(entries)
+    Ok((version, entries))
 }
 
 fn check_total(lens: impl Iterator<Item = u64>) -> Result<(), DecodeError> {
@@ -144,11 +157,7 @@ mod tests {
     }
 
     fn extents(ids: impl Iterator<Item = usize>) -> Vec<Extent> {
-        let block = |n| Extent {
-            len: 100,
-            block: Some(id(n)),
-        };
-        ids.map(block).collect()
+        ids.map(|n| Extent::data(100, id(n))).collect()
     }
 
     fn lists(extents: &[Extent]) -> Vec<BlockId> {
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_largest_fits_its_bound() {
-        let full = extents(0..ENTRIES_MAX);
+        let full: Vec<Extent> = (0..ENTRIES_MAX).map(|n| Extent::part(9, id(n), 1, 100)).collect();
         assert!(encode_extents(&full).len() <= ENCODED_MAX && ENCODED_MAX <= CHUNK_MAX);
         assert_eq!(decode_extents(&encode_extents(&full)).unwrap(), full);
         let refs: Vec<IndexRef> = (0..ENTRIES_MAX).map(|n| IndexRef { len: 9, id: id(n) }).collect();
@@ -191,7 +200,7 @@ mod tests {
 
     #[test]
     fn holes_alone_are_cut_at_the_maximum() {
-        let holes = vec![Extent { len: 1, block: None }; ENTRIES_MAX + 1];
+        let holes = vec![Extent::hole(1); ENTRIES_MAX + 1];
         assert_eq!(
             cut_extents(&holes),
             [0..ENTRIES_MAX, ENTRIES_MAX..ENTRIES_MAX + 1]
@@ -209,10 +218,7 @@ mod tests {
     #[test]
     fn out_of_bounds_is_refused() {
         assert!(decode_extents(&encode_extents(&[])).is_err());
-        let huge = Extent {
-            len: FILE_MAX,
-            block: None,
-        };
+        let huge = Extent::hole(FILE_MAX);
         assert!(decode_extents(&encode_extents(&[huge])).is_ok());
         assert!(decode_extents(&encode_extents(&[huge, huge])).is_err());
         let mut lying = encode_extents(&extents(0..2));

@@ -4,6 +4,7 @@
 
 mod content;
 pub mod index;
+mod packed;
 pub mod slot;
 
 pub use content::{Content, Extent, Inconsistent, IndexRef, Manifest};

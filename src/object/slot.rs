@@ -10,9 +10,14 @@ use crate::keys::VolumeKeys;
 use crate::seal::{PAYLOAD_OVERHEAD, PayloadError, open_payload, seal_payload, seal_payload_with_nonce};
 
 use super::content::{Content, Extent, Inconsistent, Manifest};
+use super::packed::{PACKED_MAX, pack, unpack};
 
 const MAGIC: [u8; 4] = *b"dfsm";
-const VERSION: u8 = 1;
+/// The newest version: what 1 is, packed content, and parts of blocks. Each slot is written in the oldest that can say it.
+const VERSION: u8 = 2;
+
+/// Form of packed content; the others are [`Content`]'s.
+const PACKED: u8 = 3;
 const HEADER_LEN: usize = 72;
 
 /// Longest encoded content that fits a slot, in bytes.
@@ -47,9 +52,14 @@ pub enum SlotError {
     Malformed(#[from] DecodeError),
 }
 
-/// Longest file that can be inline, in bytes.
+/// Longest file that can always be inline, in bytes.
 pub const fn inline_max() -> usize {
     CONTENT_MAX - 1
+}
+
+/// Longest file that can be inline, in bytes, if it compresses well enough: [`encode`] tells.
+pub const fn packed_max() -> usize {
+    PACKED_MAX
 }
 
 /// How many extents always fit.
@@ -57,7 +67,7 @@ pub const fn extents_max() -> usize {
     (CONTENT_MAX - 5) / Extent::ENCODED_MAX
 }
 
-/// Whether the content fits a slot.
+/// Whether the content fits a slot as it is.
 pub fn fits(content: &Content) -> bool {
     content.encoded_len() <= CONTENT_MAX
 }
@@ -83,20 +93,28 @@ fn encode_with(
     nonce: Option<[u8; 24]>,
 ) -> Result<Vec<u8>, SlotError> {
     let content = &manifest.content;
-    if !fits(content) {
-        return Err(SlotError::TooLarge(content.encoded_len()));
-    }
     content.check()?;
     if content.len() != Some(manifest.size) {
         return Err(Inconsistent("the content does not add up to the size").into());
     }
-    let mut payload = Writer::with_capacity(content.encoded_len());
-    content.encode(&mut payload);
+    let mut payload = Writer::with_capacity(content.encoded_len().min(CONTENT_MAX));
+    let version = match content {
+        _ if fits(content) => {
+            content.encode(&mut payload);
+            1 + u8::from(content.has_parts())
+        }
+        Content::Inline(bytes) => {
+            let packed = pack(bytes, CONTENT_MAX - 1 - 4).ok_or(SlotError::TooLarge(bytes.len()))?;
+            payload.u8(PACKED).u32(bytes.len() as u32).raw(&packed);
+            2
+        }
+        _ => return Err(SlotError::TooLarge(content.encoded_len())),
+    };
     let payload = payload.into_vec();
 
     let (epoch, key) = keys.current();
     let mut header = Writer::with_capacity(SLOT_LEN);
-    header.raw(&MAGIC).u8(VERSION).u8(0);
+    header.raw(&MAGIC).u8(version).u8(0);
     header
         .u16((payload.len() + PAYLOAD_OVERHEAD) as u16)
         .u32(epoch)
@@ -125,7 +143,7 @@ pub fn decode(slot: &[u8], keys: &VolumeKeys) -> Result<Option<Manifest>, SlotEr
         return Err(SlotError::NotAManifest);
     }
     let version = reader.u8()?;
-    if version != VERSION {
+    if !(1..=VERSION).contains(&version) {
         return Err(SlotError::Version(version));
     }
     let reserved = reader.u8()?;
@@ -149,7 +167,17 @@ pub fn decode(slot: &[u8], keys: &VolumeKeys) -> Result<Option<Manifest>, SlotEr
         PayloadError::Truncated => SlotError::Malformed(DecodeError::Invalid("content is cut off")),
         PayloadError::NoRandomness | PayloadError::NotAuthentic => SlotError::NotAuthentic,
     })?;
-    let content = Content::decode(&payload)?;
+    let (content, needs) = match payload.split_first() {
+        Some((&PACKED, packed)) => (unpack_content(packed)?, 2),
+        _ => {
+            let content = Content::decode(&payload)?;
+            let needs = 1 + u8::from(content.has_parts());
+            (content, needs)
+        }
+    };
+    if version != needs {
+        return Err(DecodeError::Invalid("a version that it does not need").into());
+    }
     if size > FILE_MAX || content.len() != Some(size) {
         return Err(DecodeError::Invalid("the content does not add up to the size").into());
     }
@@ -161,6 +189,18 @@ pub fn decode(slot: &[u8], keys: &VolumeKeys) -> Result<Option<Manifest>, SlotEr
         seq,
         content,
     }))
+}
+
+fn unpack_content(packed: &[u8]) -> Result<Content, DecodeError> {
+    let mut reader = Reader::new(packed);
+    let len = reader.u32()? as usize;
+    if len <= inline_max() {
+        return Err(DecodeError::Invalid("a file that is packed without need"));
+    }
+    let bytes = unpack(reader.take(reader.remaining())?, len);
+    bytes
+        .map(Content::Inline)
+        .ok_or(DecodeError::Invalid("a packed file that does not unpack"))
 }
 
 #[cfg(test)]
@@ -188,19 +228,22 @@ mod tests {
         }
     }
 
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
     fn extents(count: usize) -> Content {
-        let block = |n| Extent {
-            len: 5,
-            block: Some(BlockId([n as u8; 32])),
-        };
+        let block = |n| Extent::part(5, BlockId([n as u8; 32]), 7, 100);
         Content::Extents((0..count).map(block).collect())
     }
 
     #[test]
     fn the_largest_content_fits_and_one_more_does_not() {
-        let at_most = [Content::Inline(vec![1; inline_max()]), extents(extents_max())];
+        let at_most = [Content::Inline(noise(inline_max())), extents(extents_max())];
         let beyond = [
-            Content::Inline(vec![1; inline_max() + 1]),
+            Content::Inline(noise(inline_max() + 1)),
             extents(extents_max() + 1),
         ];
         for (good, bad) in at_most.into_iter().zip(beyond) {
@@ -214,7 +257,29 @@ mod tests {
                 Err(SlotError::TooLarge(_))
             ));
         }
-        assert!(inline_max() > 3900 && extents_max() > 100);
+        assert!(inline_max() > 3900 && extents_max() > 80);
+    }
+
+    #[test]
+    fn what_compresses_is_inline_up_to_a_bound() {
+        let text = |len: usize| {
+            Content::Inline(
+                b"to be or not to be, "
+                    .iter()
+                    .copied()
+                    .cycle()
+                    .take(len)
+                    .collect(),
+            )
+        };
+        for (len, version) in [(inline_max(), 1), (inline_max() + 1, 2), (packed_max(), 2)] {
+            let manifest = manifest(text(len));
+            let slot = encode(&manifest, &keys(1)).unwrap();
+            assert_eq!((slot.len() <= SLOT_LEN, slot[4]), (true, version));
+            assert_eq!(decode(&slot, &keys(1)), Ok(Some(manifest)));
+        }
+        let refused = encode(&manifest(text(packed_max() + 1)), &keys(1));
+        assert!(matches!(refused, Err(SlotError::TooLarge(_))));
     }
 
     #[test]
@@ -246,11 +311,11 @@ mod tests {
 
     #[test]
     fn a_manifest_that_contradicts_itself_is_not_written() {
-        let hole = |len| Extent { len, block: None };
-        let long = Extent {
-            len: CHUNK_MAX as u64 + 1,
-            block: Some(BlockId([1; 32])),
-        };
+        let hole = Extent::hole;
+        let id = BlockId([1; 32]);
+        let long = Extent::data(CHUNK_MAX as u32 + 1, id);
+        let beyond_block = Extent::part(5, id, 6, 10);
+        let beyond_any = Extent::part(5, id, u32::MAX, u32::MAX);
         let index = |depth, len| Content::Index {
             depth,
             refs: vec![IndexRef {
@@ -265,6 +330,8 @@ mod tests {
         for content in [
             Content::Extents(vec![hole(0)]),
             Content::Extents(vec![long]),
+            Content::Extents(vec![beyond_block]),
+            Content::Extents(vec![beyond_any]),
             index(0, 1),
             index(7, 1),
             index(1, 0),
@@ -293,13 +360,20 @@ mod tests {
 
     fn contents() -> impl Strategy<Value = Content> {
         let id = || any::<[u8; 32]>().prop_map(BlockId);
-        let block = (1..=CHUNK_MAX as u64, id()).prop_map(|(len, id)| Extent { len, block: Some(id) });
-        let hole = (1..FILE_MAX / 200).prop_map(|len| Extent { len, block: None });
+        let block = (1..=CHUNK_MAX as u32, id()).prop_map(|(len, id)| Extent::data(len, id));
+        let part = (1..1000_u64, id(), 0..1000_u32, 0..1000_u32)
+            .prop_map(|(len, id, skip, rest)| Extent::part(len, id, skip, skip + len as u32 + rest));
+        let hole = (1..FILE_MAX / 200).prop_map(Extent::hole);
         let entry = (1..FILE_MAX / 100, id()).prop_map(|(len, id)| IndexRef { len, id });
         let refs = proptest::collection::vec(entry, 1..90);
         prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..=inline_max()).prop_map(Content::Inline),
-            proptest::collection::vec(prop_oneof![3 => block, 1 => hole], 0..=extents_max())
+            (
+                proptest::collection::vec(any::<u8>(), 1..=100),
+                inline_max() + 1..=PACKED_MAX
+            )
+                .prop_map(|(word, len)| Content::Inline(word.into_iter().cycle().take(len).collect())),
+            proptest::collection::vec(prop_oneof![3 => block, 1 => part, 1 => hole], 0..=extents_max())
                 .prop_map(Content::Extents),
             (1_u8..=6, refs).prop_map(|(depth, refs)| Content::Index { depth, refs }),
         ]
@@ -332,6 +406,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let keys = keys(1);
             prop_assert!(matches!(decode(&bytes, &keys), Ok(None) | Err(_)));
+            let _ = unpack_content(&bytes);
             // As the content of an authentic slot: what decodes is exactly what encodes.
             if let Ok(content) = Content::decode(&bytes) {
                 let mut writer = Writer::default();

@@ -144,6 +144,9 @@ fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval:
             _ => {}
         }
         failing = outcome.is_err();
+        if outcome.is_ok() {
+            volume.fold_quiet(&|| *stopping.0.lock());
+        }
         if outcome.is_ok() && volume.is_worth_collecting() && Instant::now() >= collect_after {
             let began = Instant::now();
             match volume.collect() {

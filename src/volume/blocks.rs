@@ -110,18 +110,18 @@ impl Blocks {
         &self.tiered
     }
 
-    /// The plaintext of a block. Kept in memory for the next reader.
+    /// The plaintext of a block, and whether it was opened just now. Kept in memory for the next reader.
     pub fn plaintext(
         &self,
         id: BlockId,
         root: Option<RootId>,
         wait: Wait,
-    ) -> std::result::Result<Arc<Vec<u8>>, BlockError> {
+    ) -> std::result::Result<(Arc<Vec<u8>>, bool), BlockError> {
         let deadline = Instant::now() + self.timeout;
         let mut cache = self.plain.lock();
         loop {
             if let Some(chunk) = cache.chunks.get(&id) {
-                return Ok(Arc::clone(chunk));
+                return Ok((Arc::clone(chunk), false));
             }
             match cache.opening.get(&id) {
                 None => break,
@@ -144,7 +144,7 @@ impl Blocks {
         }
         drop(cache);
         self.opened.notify_all();
-        outcome
+        outcome.map(|chunk| (chunk, true))
     }
 
     /// A block that is read once, past the cache: an index block.

@@ -45,6 +45,9 @@ pub enum VolumeError {
     /// The file is gone, or was replaced behind our back.
     #[error("stale file handle")]
     Stale,
+    /// The kernel is still taking up what was read of the file.
+    #[error("the file is busy")]
+    Busy,
     /// The handle is not open, or not for this.
     #[error("bad file handle")]
     BadHandle,

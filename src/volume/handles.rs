@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
 
 use super::attributes::now;
+use super::beside::Beside;
 use super::error::{Result, VolumeError};
 use super::listing::DirHandle;
 use super::open_file::{OpenFile, State, choose, new_file_id};
@@ -129,8 +130,8 @@ impl Handles {
 }
 
 impl Volume {
-    /// Opens a file.
-    pub fn open(&self, ino: u64, mode: OpenMode) -> Result<Opened> {
+    /// Opens a file. May have to wait for the kernel's cache when it is opened for writing.
+    pub fn open(&self, ino: u64, mode: OpenMode, wait: Wait) -> Result<Opened> {
         if mode.write || mode.truncate {
             self.check_writable()?;
         }
@@ -149,11 +150,12 @@ impl Volume {
                 direct: true,
             });
         }
-        let file = self.acquire(ino, mode.write || mode.truncate)?;
+        let write = mode.write || mode.truncate;
+        let file = self.acquire(ino, write, wait)?;
         if mode.truncate
             && let Err(error) = self.resize(&file, 0)
         {
-            self.give_back(&file);
+            self.give_back(&file, write);
             return Err(error);
         }
         let generation = file.state.lock().generation;
@@ -181,14 +183,8 @@ impl Volume {
         self.durability.forget(attr.ino);
         let mut state = State::empty(new_file_id()?);
         state.handles = 1;
-        let file = Arc::new(OpenFile {
-            ino: attr.ino,
-            host,
-            writable: true,
-            write_back: Mutex::new(()),
-            gate: RwLock::new(()),
-            state: Mutex::new(state),
-        });
+        state.writers = usize::from(open.write || open.truncate);
+        let file = OpenFile::new(attr.ino, host, true, state);
         self.handles
             .shard(attr.ino)
             .lock()
@@ -205,20 +201,32 @@ impl Volume {
         ))
     }
 
-    /// Replaces the content of `out` by up to `len` bytes from `offset`; fewer only at the end of the file.
-    pub fn read(&self, fh: u64, offset: u64, len: usize, out: &mut Vec<u8>, wait: Wait) -> Result<()> {
+    /// Replaces the content of `out` by up to `len` bytes from `offset`; fewer only at the end of the file. Returns what was opened
+    /// beside them for a random read: see [`Volume::give_beside`].
+    pub fn read(
+        &self,
+        fh: u64,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+        wait: Wait,
+    ) -> Result<Option<Beside>> {
         out.clear();
         let text = self.handles.texts.read().get(&fh).cloned();
         if let Some(text) = text {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
             out.extend_from_slice(&text[from..from.saturating_add(len).min(text.len())]);
-            return Ok(());
+            return Ok(None);
         }
         let handle = self.handles.get(fh)?;
-        if let Some(mut ahead) = handle.ahead.try_lock() {
-            self.read_ahead(&handle.file, &mut ahead, offset, len);
+        let planned = handle.ahead.lock().plan(offset, len as u64);
+        if let Some((open, fetch)) = &planned {
+            self.read_ahead(&handle.file, open, fetch);
         }
-        self.read_file(&handle.file, offset, len, out, wait)
+        let mut fresh = None;
+        let wanted = planned.is_none().then_some(&mut fresh);
+        self.read_file(&handle.file, offset, len, out, wait, wanted)?;
+        Ok(fresh.map(|fresh| fresh.of(&handle.file)))
     }
 
     /// Writes all of `data`. Waits while the write budget is used up.
@@ -312,7 +320,7 @@ impl Volume {
                 return Ok(true);
             }
             let in_memory = |piece: &Piece| matches!(piece.source, Source::Memory { .. } | Source::Hole);
-            if state.pieces.size() > slot::inline_max() as u64
+            if state.pieces.size() > slot::packed_max() as u64
                 || !state.pieces.iter().all(|(_, piece)| in_memory(piece))
             {
                 return Ok(false);
@@ -339,7 +347,7 @@ impl Volume {
         self.handles.texts.write().remove(&fh);
         let handle = self.handles.handles.write().remove(&fh);
         if let Some(handle) = handle {
-            self.give_back(&handle.file);
+            self.give_back(&handle.file, handle.mode.write || handle.mode.truncate);
         }
     }
 
@@ -394,20 +402,31 @@ impl Volume {
 
     /// Runs something on a file as if it were open.
     pub(super) fn with_open<T>(&self, ino: u64, run: impl FnOnce(&Arc<OpenFile>) -> Result<T>) -> Result<T> {
-        let file = self.acquire(ino, true)?;
+        let file = self.acquire(ino, true, Wait::Bounded)?;
         let outcome = run(&file);
-        self.give_back(&file);
+        self.give_back(&file, true);
         outcome
     }
 
-    /// The open file of an inode, loaded if need be, with one more handle counted.
-    fn acquire(&self, ino: u64, write: bool) -> Result<Arc<OpenFile>> {
+    /// The open file of an inode, loaded if need be, with one more handle counted, and one more writer if `write`.
+    fn acquire(&self, ino: u64, write: bool, wait: Wait) -> Result<Arc<OpenFile>> {
+        let file = self.count_in(ino, write)?;
+        if write && let Err(error) = self.await_given(&file, wait) {
+            self.give_back(&file, write);
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    fn count_in(&self, ino: u64, write: bool) -> Result<Arc<OpenFile>> {
         let _still = self.renames.read();
         let mut shard = self.handles.shard(ino).lock();
         if let Some(file) = shard.get(&ino)
             && (file.writable || !write)
         {
-            file.state.lock().handles += 1;
+            let mut state = file.state.lock();
+            state.handles += 1;
+            state.writers += usize::from(write);
             return Ok(Arc::clone(file));
         }
         if shard.contains_key(&ino) {
@@ -430,15 +449,9 @@ impl Volume {
             state.durable = unsynced.durable;
         }
         state.handles = 1;
+        state.writers = usize::from(write);
         self.budget.changed(0, state.pieces.in_memory());
-        let file = Arc::new(OpenFile {
-            ino,
-            host,
-            writable,
-            write_back: Mutex::new(()),
-            gate: RwLock::new(()),
-            state: Mutex::new(state),
-        });
+        let file = OpenFile::new(ino, host, writable, state);
         shard.insert(ino, Arc::clone(&file));
         Ok(file)
     }
@@ -466,7 +479,7 @@ impl Volume {
     }
 
     /// One handle fewer. The last one writes back what a failed `flush` or a memory map left behind.
-    fn give_back(&self, file: &Arc<OpenFile>) {
+    pub(super) fn give_back(&self, file: &Arc<OpenFile>, write: bool) {
         let unwritten = {
             let state = file.state.lock();
             state.handles == 1 && state.changed && !state.unlinked
@@ -477,6 +490,7 @@ impl Volume {
         let mut shard = self.handles.shard(file.ino).lock();
         let mut state = file.state.lock();
         state.handles = state.handles.saturating_sub(1);
+        state.writers = state.writers.saturating_sub(usize::from(write));
         self.drop_if_idle(&mut shard, file, &state);
     }
 

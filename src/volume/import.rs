@@ -14,7 +14,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -201,14 +200,7 @@ impl Run<'_> {
             let ino = rustix::fs::fstat(&host)
                 .map_err(|error| VolumeError::host("look at the file", error))?
                 .st_ino;
-            let file = Arc::new(OpenFile {
-                ino,
-                host,
-                writable: true,
-                write_back: Mutex::new(()),
-                gate: RwLock::new(()),
-                state: Mutex::new(State::empty(new_file_id()?)),
-            });
+            let file = OpenFile::new(ino, host, true, State::empty(new_file_id()?));
             let outcome = self
                 .copy_in(&plain, &file)
                 .and_then(|()| compare(volume, &plain, &file));
@@ -389,7 +381,7 @@ fn compare(volume: &Volume, plain: &File, file: &OpenFile) -> Result<()> {
     let mut offset = 0;
     loop {
         ours.clear();
-        volume.read_file(file, offset, STEP, &mut ours, Wait::Bounded)?;
+        volume.read_file(file, offset, STEP, &mut ours, Wait::Bounded, None)?;
         let plain_part = &mut theirs[..ours.len()];
         let same = plain.read_exact_at(plain_part, offset).is_ok() && plain_part == ours.as_slice();
         if !same {

@@ -6,12 +6,14 @@
 
 mod attributes;
 mod background;
+mod beside;
 mod blocks;
 mod budget;
 mod collect;
 mod copy_range;
 mod durability;
 mod error;
+mod fold;
 mod handles;
 mod import;
 mod listing;
@@ -27,6 +29,7 @@ mod tests;
 mod tree;
 mod write_back;
 
+pub use beside::Beside;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use open_file::{Chosen, choose};
@@ -48,6 +51,7 @@ use self::background::Background;
 use self::blocks::Blocks;
 use self::budget::Budget;
 use self::durability::Durability;
+use self::fold::Fragmented;
 use self::handles::Handles;
 use self::nodes::Nodes;
 
@@ -151,6 +155,7 @@ pub struct Volume {
     durability: Durability,
     budget: Budget,
     background: Background,
+    fragmented: Fragmented,
     /// Held shared while a path is used, exclusively while one changes.
     renames: RwLock<()>,
     /// A name moved since a collection last asked.
@@ -202,6 +207,7 @@ impl Volume {
             durability: Durability::default(),
             budget: Budget::new(options.write_budget),
             background: Background::default(),
+            fragmented: Fragmented::default(),
             renames: RwLock::new(()),
             moved: AtomicBool::new(false),
             garbage: AtomicU64::new(0),

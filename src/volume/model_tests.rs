@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::pieces::Source;
 use super::tests::{Bench, CALLER, RW, noise, read_all};
 use super::{Allocate, ROOT_INO, Volume, Wait};
 use crate::base::types::{FileKind, RenameMode, SetAttr};
@@ -44,6 +45,15 @@ enum Op {
     Flush {
         file: u8,
     },
+    /// Short writes all over the file, and an fsync after every third.
+    Scatter {
+        file: u8,
+        count: u8,
+        seed: u64,
+    },
+    Fold {
+        file: u8,
+    },
     /// The daemon dies: what was flushed is still there, what was not may be.
     Restart,
 }
@@ -62,7 +72,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, offset, to, to_offset, len)| Op::Copy { from, offset, to, to_offset, len }),
         1 => (file.clone(), 0u8..4).prop_map(|(from, to)| Op::Rename { from, to }),
         1 => file.clone().prop_map(|file| Op::Unlink { file }),
-        3 => file.prop_map(|file| Op::Flush { file }),
+        3 => file.clone().prop_map(|file| Op::Flush { file }),
+        3 => (file.clone(), 1u8..30, any::<u64>())
+            .prop_map(|(file, count, seed)| Op::Scatter { file, count, seed }),
+        1 => file.prop_map(|file| Op::Fold { file }),
         1 => Just(Op::Restart),
     ]
 }
@@ -81,7 +94,7 @@ impl Replay {
         }
         let name = file.to_string();
         let fh = match self.volume.lookup(ROOT_INO, OsStr::new(&name)) {
-            Ok(attr) => self.volume.open(attr.ino, RW).unwrap().fh,
+            Ok(attr) => self.volume.open(attr.ino, RW, Wait::Bounded).unwrap().fh,
             Err(_) => {
                 self.volume
                     .create(ROOT_INO, OsStr::new(&name), 0o600, RW, &CALLER)
@@ -180,6 +193,35 @@ proptest! {
                 }
                 Op::Flush { file } => {
                     if let Some(fh) = replay.open.get(&file) { replay.volume.flush(*fh).unwrap(); }
+                }
+                Op::Scatter { file, count, seed } => {
+                    let fh = replay.handle(file);
+                    let content = model.entry(file).or_default();
+                    for n in 0..u64::from(count) {
+                        let random = seed.wrapping_add(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+                        // The last ones append.
+                        let offset = if n > 20 { content.len() } else { random as usize % (content.len() + 1) };
+                        let data = noise(1 + random as usize % 5_000, random);
+                        replay.volume.write(fh, offset as u64, &data, Wait::Bounded).unwrap();
+                        let end = offset + data.len();
+                        content.resize(content.len().max(end), 0);
+                        content[offset..end].copy_from_slice(&data);
+                        if n % 3 == 2 { replay.volume.fsync(fh).unwrap(); }
+                    }
+                }
+                Op::Fold { file } => {
+                    let fh = replay.handle(file);
+                    model.entry(file).or_default();
+                    let open = replay.volume.handles.file(fh).unwrap();
+                    replay.volume.fold(&open, &|| false).unwrap();
+                    let state = open.state.lock();
+                    let mut loose = state.pieces.iter().filter(|(_, piece)| piece.is_loose());
+                    // Only before a hole and at the end is a chunk short.
+                    let only_short = loose.all(|(at, piece)| {
+                        let next = state.pieces.touching(at + piece.len..u64::MAX).next();
+                        next.is_none_or(|(_, piece)| matches!(piece.source, Source::Hole))
+                    });
+                    prop_assert!(only_short);
                 }
                 Op::Restart => {
                     replay.close_all();

@@ -4,8 +4,9 @@
 //! `state`; `state` is never held while a block is read, fetched or sealed. Called by the rest of `volume`.
 
 use std::fs::File;
+use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::error::{Result, VolumeError};
 use super::pieces::{Pieces, Source};
@@ -31,6 +32,23 @@ pub struct OpenFile {
     pub gate: RwLock<()>,
     /// What changes.
     pub state: Mutex<State>,
+    /// `State::given` became less.
+    pub given: Condvar,
+}
+
+impl OpenFile {
+    /// A file in a state.
+    pub fn new(ino: u64, host: File, writable: bool, state: State) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            host,
+            writable,
+            write_back: Mutex::new(()),
+            gate: RwLock::new(()),
+            state: Mutex::new(state),
+            given: Condvar::new(),
+        })
+    }
 }
 
 /// The changing part of an open file.
@@ -62,6 +80,10 @@ pub struct State {
     pub failed: Option<String>,
     /// Open handles.
     pub handles: usize,
+    /// Those of them that may change the content.
+    pub writers: usize,
+    /// Chunks on their way to the kernel's cache (see `beside`): none while there are writers.
+    pub given: usize,
 }
 
 /// The newest whole version of a file.
@@ -133,6 +155,8 @@ impl State {
             queued: false,
             failed: None,
             handles: 0,
+            writers: 0,
+            given: 0,
         }
     }
 
@@ -155,7 +179,7 @@ impl State {
                 state.pieces.push(
                     bytes.len() as u64,
                     Source::Memory {
-                        bytes: std::sync::Arc::new(bytes),
+                        bytes: Arc::new(bytes),
                         from: 0,
                     },
                 );
@@ -191,8 +215,8 @@ pub fn source_of(extent: &Extent) -> Source {
     match extent.block {
         Some(id) => Source::Block {
             id,
-            skip: 0,
-            whole: u32::try_from(extent.len).unwrap_or(u32::MAX),
+            skip: extent.skip,
+            whole: extent.whole,
         },
         None => Source::Hole,
     }

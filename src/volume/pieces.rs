@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::base::BlockId;
-use crate::base::limits::CHUNK_MAX;
+use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
 use crate::object::{Extent, IndexRef};
 
 /// Where the bytes of a piece are.
@@ -54,11 +54,12 @@ pub struct Piece {
 impl Piece {
     /// Whether a manifest can name the piece as it is.
     pub fn is_settled(&self) -> bool {
-        match &self.source {
-            Source::Hole | Source::Index { .. } => true,
-            Source::Block { skip, whole, .. } => *skip == 0 && self.len == u64::from(*whole),
-            Source::Memory { .. } => false,
-        }
+        !matches!(self.source, Source::Memory { .. })
+    }
+
+    /// Whether it is not a chunk as the chunker cuts them: part of one, or a short one that was stored by itself.
+    pub fn is_loose(&self) -> bool {
+        matches!(self.source, Source::Block { whole, .. } if self.len < u64::from(whole) || whole < CHUNK_MIN as u32)
     }
 
     /// The part of the piece that begins `skip` bytes into it and is `len` long. Index blocks cannot be divided and are returned whole.
@@ -94,6 +95,7 @@ pub struct Pieces {
     size: u64,
     in_memory: u64,
     holes: u64,
+    loose: usize,
     stamp: u64,
     /// Stretches whose extents came from this index block and have not changed since: they need no new one.
     intact: BTreeMap<u64, IndexRef>,
@@ -113,6 +115,11 @@ impl Pieces {
     /// Bytes that are not holes.
     pub fn stored(&self) -> u64 {
         self.size - self.holes
+    }
+
+    /// How many pieces are loose.
+    pub fn loose(&self) -> usize {
+        self.loose
     }
 
     /// A number that grows with every change.
@@ -293,15 +300,51 @@ impl Pieces {
 
     /// First stretch at or after `from` that no manifest can name as it is, to its end.
     pub fn unsettled_after(&self, from: u64) -> Option<Range<u64>> {
+        self.stretch_after(from, |piece| !piece.is_settled())
+    }
+
+    /// First stretch at or after `from` of pieces that are loose or not settled, to its end.
+    pub fn loose_after(&self, from: u64) -> Option<Range<u64>> {
+        self.stretch_after(from, |piece| !piece.is_settled() || piece.is_loose())
+    }
+
+    /// `range`, which begins and ends with pieces, together with the loose pieces on both sides of it: at most `CHUNK_MAX` bytes each.
+    pub fn with_loose_around(&self, range: Range<u64>) -> Range<u64> {
+        let mut around = range.clone();
+        for (at, piece) in self.map.range(..range.start).rev() {
+            if !piece.is_loose() || range.start - at > CHUNK_MAX as u64 {
+                break;
+            }
+            around.start = *at;
+        }
+        for (at, piece) in self.map.range(range.end..) {
+            if !piece.is_loose() || at + piece.len - range.end > CHUNK_MAX as u64 {
+                break;
+            }
+            around.end = at + piece.len;
+        }
+        around
+    }
+
+    /// How many loose pieces lie directly before `at`; counts no further than `most`.
+    pub fn loose_before(&self, at: u64, most: usize) -> usize {
+        let before = self.map.range(..at).rev();
+        before
+            .take(most)
+            .take_while(|(_, piece)| piece.is_loose())
+            .count()
+    }
+
+    fn stretch_after(&self, from: u64, wanted: impl Fn(&Piece) -> bool) -> Option<Range<u64>> {
         let begin = self.start_of(from);
         let mut pieces = self
             .map
             .range(begin..)
-            .skip_while(|(at, piece)| piece.is_settled() || **at + piece.len <= from);
+            .skip_while(|(at, piece)| !wanted(piece) || **at + piece.len <= from);
         let (start, first) = pieces.next()?;
         let mut end = start + first.len;
         for (offset, piece) in pieces {
-            if piece.is_settled() {
+            if !wanted(piece) {
                 break;
             }
             end = offset + piece.len;
@@ -317,14 +360,8 @@ impl Pieces {
     /// The pieces as extents; only meaningful when all are settled and no index block is among them.
     pub fn extent_of(piece: &Piece) -> Extent {
         match &piece.source {
-            Source::Block { id, .. } => Extent {
-                len: piece.len,
-                block: Some(*id),
-            },
-            _ => Extent {
-                len: piece.len,
-                block: None,
-            },
+            Source::Block { id, skip, whole } => Extent::part(piece.len, *id, *skip, *whole),
+            _ => Extent::hole(piece.len),
         }
     }
 
@@ -422,7 +459,7 @@ impl Pieces {
         match piece.source {
             Source::Memory { .. } => self.in_memory += piece.len,
             Source::Hole => self.holes += piece.len,
-            _ => {}
+            _ => self.loose += usize::from(piece.is_loose()),
         }
         self.map.insert(at, piece);
     }
@@ -432,7 +469,7 @@ impl Pieces {
         match piece.source {
             Source::Memory { .. } => self.in_memory -= piece.len,
             Source::Hole => self.holes -= piece.len,
-            _ => {}
+            _ => self.loose -= usize::from(piece.is_loose()),
         }
         Some(piece)
     }

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::beside::Fresh;
 use super::error::{BlockError, Result, VolumeError};
 use super::open_file::{OpenFile, source_of};
 use super::pieces::{Piece, Source};
@@ -34,8 +35,8 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Takes note of a read, and says what to open and what to fetch.
-    fn plan(&mut self, offset: u64, len: u64) -> Option<(Range<u64>, Range<u64>)> {
+    /// Takes note of a read, and says what to open and what to fetch; `None` for a reader that is not sequential.
+    pub(super) fn plan(&mut self, offset: u64, len: u64) -> Option<(Range<u64>, Range<u64>)> {
         let end = offset + len;
         let sequential = offset <= self.next + SEEK_TOLERANCE && offset + SEEK_TOLERANCE >= self.next;
         if !sequential {
@@ -53,7 +54,7 @@ impl ReadAhead {
         // In steps of a quarter window, so that not every small read walks the list of pieces.
         let target = end + self.window;
         if target < self.fetched.saturating_add(self.window / 4) && open.is_empty() {
-            return None;
+            return Some((end..end, end..end));
         }
         let fetch = self.fetched.max(end)..target;
         self.fetched = self.fetched.max(target);
@@ -63,7 +64,7 @@ impl ReadAhead {
 }
 
 impl Volume {
-    /// Appends up to `len` bytes from `offset` to `out`.
+    /// Appends up to `len` bytes from `offset` to `out`. A chunk that is opened for part of it is left in `fresh`, if that is wanted.
     pub(super) fn read_file(
         &self,
         file: &OpenFile,
@@ -71,34 +72,46 @@ impl Volume {
         len: usize,
         out: &mut Vec<u8>,
         wait: Wait,
+        mut fresh: Option<&mut Option<Fresh>>,
     ) -> Result<()> {
         loop {
-            let (pieces, root) = {
+            let (pieces, root, stamp) = {
                 let state = file.state.lock();
                 let end = offset.saturating_add(len as u64).min(state.pieces.size());
                 if offset >= end {
                     return Ok(());
                 }
-                let pieces: Vec<(Piece, Range<usize>)> = state
+                let pieces: Vec<(u64, Piece, Range<usize>)> = state
                     .pieces
                     .touching(offset..end)
                     .map(|(at, piece)| {
                         let from = offset.saturating_sub(at);
                         let to = (end - at).min(piece.len);
-                        (piece.clone(), from as usize..to as usize)
+                        (at, piece.clone(), from as usize..to as usize)
                     })
                     .collect();
-                (pieces, state.root)
+                (pieces, state.root, state.pieces.stamp())
             };
             if pieces
                 .iter()
-                .any(|(piece, _)| matches!(piece.source, Source::Index { .. }))
+                .any(|(_, piece, _)| matches!(piece.source, Source::Index { .. }))
             {
                 self.expand(file, offset..offset.saturating_add(len as u64), wait)?;
                 continue;
             }
-            for (piece, part) in &pieces {
-                self.append_part(file.ino, piece, part, root, out, wait)?;
+            for (at, piece, part) in &pieces {
+                let opened = self.append_part(file.ino, piece, part, root, out, wait)?;
+                if let (Some(chunk), Some(fresh), Source::Block { skip, .. }) =
+                    (opened, &mut fresh, &piece.source)
+                {
+                    let skip = *skip as usize;
+                    **fresh = Some(Fresh {
+                        stamp,
+                        offset: *at,
+                        chunk,
+                        part: skip..skip + piece.len as usize,
+                    });
+                }
             }
             return Ok(());
         }
@@ -112,16 +125,17 @@ impl Volume {
         root: Option<RootId>,
         out: &mut Vec<u8>,
         wait: Wait,
-    ) -> Result<()> {
+    ) -> Result<Option<Arc<Vec<u8>>>> {
         match &piece.source {
             Source::Hole => out.resize(out.len() + part.len(), 0),
             Source::Memory { bytes, from } => {
                 out.extend_from_slice(&bytes[from + part.start..from + part.end])
             }
             Source::Block { id, skip, whole } => {
-                let chunk = self.chunk(ino, *id, *whole, root, wait)?;
+                let (chunk, fresh) = self.chunk(ino, *id, *whole, root, wait)?;
                 let skip = *skip as usize;
                 out.extend_from_slice(&chunk[skip + part.start..skip + part.end]);
+                return Ok((fresh && (part.len() as u64) < piece.len).then_some(chunk));
             }
             Source::Index { .. } => {
                 return Err(VolumeError::Invalid(
@@ -129,10 +143,10 @@ impl Volume {
                 ));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// The plaintext of one chunk, of exactly the length that the manifest gives.
+    /// The plaintext of one chunk, of exactly the length that the manifest gives, and whether it was opened just now.
     pub(super) fn chunk(
         &self,
         ino: u64,
@@ -140,14 +154,14 @@ impl Volume {
         whole: u32,
         root: Option<RootId>,
         wait: Wait,
-    ) -> Result<Arc<Vec<u8>>> {
+    ) -> Result<(Arc<Vec<u8>>, bool)> {
         let path = || self.nodes.shown_path(ino);
-        let chunk = self
+        let (chunk, fresh) = self
             .blocks
             .plaintext(id, root, wait)
             .map_err(|error| VolumeError::block(path, error))?;
         if chunk.len() == whole as usize {
-            return Ok(chunk);
+            return Ok((chunk, fresh));
         }
         let reason = format!("it holds {} bytes where the manifest says {whole}", chunk.len());
         Err(VolumeError::block(path, BlockError::Damaged { id, reason }))
@@ -163,7 +177,13 @@ impl Volume {
         self.expand_where(file, 0..u64::MAX, 1, Wait::Bounded)
     }
 
-    fn expand_where(&self, file: &OpenFile, range: Range<u64>, deeper_than: u8, wait: Wait) -> Result<()> {
+    pub(super) fn expand_where(
+        &self,
+        file: &OpenFile,
+        range: Range<u64>,
+        deeper_than: u8,
+        wait: Wait,
+    ) -> Result<()> {
         let next = || {
             let state = file.state.lock();
             let mut found =
@@ -218,10 +238,10 @@ impl Volume {
     }
 
     /// Brings near what a sequential reader will ask for next.
-    pub(super) fn read_ahead(&self, file: &OpenFile, ahead: &mut ReadAhead, offset: u64, len: usize) {
-        let Some((open, fetch)) = ahead.plan(offset, len as u64) else {
+    pub(super) fn read_ahead(&self, file: &OpenFile, open: &Range<u64>, fetch: &Range<u64>) {
+        if open.is_empty() && fetch.is_empty() {
             return;
-        };
+        }
         let (mut to_open, mut to_fetch) = (Vec::new(), Vec::new());
         let root = {
             let state = file.state.lock();
@@ -237,6 +257,9 @@ impl Volume {
             }
             state.root
         };
+        // Parts of one block follow each other.
+        to_open.dedup();
+        to_fetch.dedup();
         if !self.remote {
             to_fetch.clear();
         } else {

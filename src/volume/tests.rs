@@ -96,6 +96,7 @@ pub(super) fn read_all(volume: &Volume, ino: u64) -> Vec<u8> {
                 read: true,
                 ..OpenMode::default()
             },
+            Wait::Bounded,
         )
         .unwrap();
     let (mut all, mut part) = (Vec::new(), Vec::new());
@@ -176,7 +177,7 @@ fn a_change_in_the_middle_of_a_large_file_seals_only_around_it() {
     let mut data = noise(40 << 20, 2);
     let ino = write_all(&volume, "a", &data);
     let before = bench.store.stats().unwrap().bytes;
-    let opened = volume.open(ino, RW).unwrap();
+    let opened = volume.open(ino, RW, Wait::Bounded).unwrap();
     data[20_000_000..20_000_010].copy_from_slice(b"0123456789");
     volume
         .write(opened.fh, 20_000_000, b"0123456789", Wait::Bounded)
@@ -196,7 +197,7 @@ fn blocks_that_nothing_refers_to_are_collected_and_the_others_are_not() {
     write_all(&volume, "kept", &kept);
     write_all(&volume, "gone", &gone);
     let open = write_all(&volume, "open", &noise(2 << 20, 5));
-    let opened = volume.open(open, RW).unwrap();
+    let opened = volume.open(open, RW, Wait::Bounded).unwrap();
     volume.unlink(ROOT_INO, OsStr::new("open")).unwrap();
     let before = bench.store.stats().unwrap().bytes;
     assert_eq!(volume.collect().unwrap(), 0, "everything is in use");
@@ -230,7 +231,7 @@ fn dfs_shows_its_status_without_being_listed() {
     let status = volume.lookup(dir.ino, OsStr::new("status")).unwrap();
     assert_eq!(read_all(&volume, status.ino), b"all is well");
     assert!(matches!(
-        volume.open(status.ino, RW),
+        volume.open(status.ino, RW, Wait::Bounded),
         Err(VolumeError::NotPermitted)
     ));
     assert!(matches!(
@@ -310,7 +311,7 @@ fn holes_stay_holes() {
     let attr = volume.getattr(attr.ino, None).unwrap();
     assert_eq!((attr.size, attr.blocks), ((1 << 44) + 3, 1));
     assert!(bench.store.stats().unwrap().bytes < 1000);
-    let opened = volume.open(attr.ino, RW).unwrap();
+    let opened = volume.open(attr.ino, RW, Wait::Bounded).unwrap();
     volume
         .fallocate(opened.fh, 1 << 44, 2, Allocate::PunchHole, true)
         .unwrap();
@@ -370,7 +371,7 @@ fn a_damaged_newest_slot_gives_the_version_before_it_and_damage_to_both_an_error
     let bench = Bench::new();
     let volume = bench.start();
     let ino = write_all(&volume, "d", b"first");
-    let opened = volume.open(ino, RW).unwrap();
+    let opened = volume.open(ino, RW, Wait::Bounded).unwrap();
     volume.write(opened.fh, 0, b"FIRST", Wait::Bounded).unwrap();
     volume.flush(opened.fh).unwrap();
     volume.release(opened.fh);
@@ -382,7 +383,7 @@ fn a_damaged_newest_slot_gives_the_version_before_it_and_damage_to_both_an_error
     assert_eq!(read_all(&volume, ino), b"first");
     bytes[100] ^= 1;
     std::fs::write(&host, &bytes).unwrap();
-    let error = volume.open(ino, RW).unwrap_err();
+    let error = volume.open(ino, RW, Wait::Bounded).unwrap_err();
     assert!(
         matches!(&error, VolumeError::Damaged { path, .. } if path == "d"),
         "{error}"
@@ -406,7 +407,10 @@ fn writing_is_refused_where_nothing_may_be_changed() {
     let volume = Volume::start(folder, Arc::clone(&bench.keys), tiered, options).unwrap();
     let ino = volume.lookup(ROOT_INO, OsStr::new("r")).unwrap().ino;
     assert_eq!(read_all(&volume, ino), b"data");
-    assert!(matches!(volume.open(ino, RW), Err(VolumeError::ReadOnly(_))));
+    assert!(matches!(
+        volume.open(ino, RW, Wait::Bounded),
+        Err(VolumeError::ReadOnly(_))
+    ));
     assert!(matches!(
         volume.unlink(ROOT_INO, OsStr::new("r")),
         Err(VolumeError::ReadOnly(_))

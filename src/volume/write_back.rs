@@ -14,6 +14,7 @@ use super::{Volume, Wait};
 use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
 use crate::base::types::Timestamp;
 use crate::folder::slots;
+use crate::object::slot::SlotError;
 use crate::object::{Content, Extent, IndexRef, Manifest, index, slot};
 
 /// Plaintext sealed at once: enough chunks for all cores, little against the memory budget.
@@ -30,13 +31,14 @@ const PATIENT_ROUNDS: usize = 2;
 pub enum Spill {
     /// Long stretches, as far as their cuts are certain: the file is still being written.
     Streams,
+    /// Everything, as little as possible of it: somebody waits, and will again (see `fold`).
+    Quick,
     /// Everything.
     All,
 }
 
 /// A stretch about to be sealed.
 struct Plan {
-    start: u64,
     pieces: Vec<Piece>,
     /// Settled blocks behind the stretch, to be taken in when its last chunk would be too short.
     behind: Vec<Piece>,
@@ -49,14 +51,14 @@ impl Volume {
     /// Brings the `.f` up to date with what was written. It survives the death of the process when this returns.
     pub(super) fn write_back(&self, file: &OpenFile) -> Result<()> {
         let _one = file.write_back.lock();
-        self.write_back_locked(file)
+        self.write_back_locked(file, Spill::All)
     }
 
     /// As `write_back`, and survives a power cut.
     pub(super) fn write_through(&self, file: &OpenFile) -> Result<()> {
         // Until the newest version is known to be durable no newer one may be written over it.
         let _one = file.write_back.lock();
-        self.write_back_locked(file)?;
+        self.write_back_locked(file, Spill::Quick)?;
         if file.state.lock().unlinked {
             return Ok(());
         }
@@ -70,7 +72,7 @@ impl Volume {
         Ok(())
     }
 
-    fn write_back_locked(&self, file: &OpenFile) -> Result<()> {
+    fn write_back_locked(&self, file: &OpenFile, what: Spill) -> Result<()> {
         for round in 0.. {
             {
                 let state = file.state.lock();
@@ -83,7 +85,7 @@ impl Volume {
             if self.write_small(file)? {
                 return Ok(());
             }
-            self.spill_locked(file, Spill::All)?;
+            self.spill_locked(file, what)?;
             let mut state = file.state.lock();
             if !state.changed || state.unlinked {
                 return Ok(());
@@ -106,44 +108,52 @@ impl Volume {
     }
 
     fn spill_locked(&self, file: &OpenFile, what: Spill) -> Result<()> {
+        if what == Spill::Quick || (what == Spill::All && self.is_scattered(file)) {
+            self.stage(file)?;
+        }
         let mut from = 0;
-        let mut data = Vec::new();
         while let Some(range) = { file.state.lock().pieces.unsettled_after(from) } {
             if what == Spill::Streams && range.end - range.start < STREAM_MIN {
                 from = range.end;
                 continue;
             }
-            let Some(plan) = plan(&file.state.lock(), range.clone()) else {
-                continue;
-            };
-            data.clear();
-            for piece in &plan.pieces {
-                self.append_plaintext(file, piece, &mut data)?;
-            }
-            let cuts = self.cut_plan(file, &plan, &mut data, what)?;
-            let covered: usize = cuts.iter().map(|cut| cut_len(*cut)).sum();
-            if covered == 0 {
-                from = range.end;
-                continue;
-            }
-            let (stored, seq) = self.blocks.store(&data[..covered], &cuts)?;
-            let covered = plan.start..plan.start + covered as u64;
-            from = covered.end;
-            let mut state = file.state.lock();
-            if !same_since(&state.pieces, &covered, plan.stamp) {
-                // Written to meanwhile: it has another turn, and the blocks are left for the collector.
-                return Ok(());
-            }
-            let before = state.pieces.in_memory();
-            if state.generation > 0 {
-                // In place of what an older version had here.
-                self.freed(covered.end - covered.start);
-            }
-            state.pieces.replace(covered, stored.iter().map(settle));
-            state.seq = state.seq.max(seq);
-            self.budget.changed(before, state.pieces.in_memory());
+            let range = file.state.lock().pieces.with_loose_around(range);
+            from = self.reseal(file, range, what)?.max(from);
         }
         Ok(())
+    }
+
+    /// Seals a stretch, or the beginning of it. Returns where to go on. The lock for write-backs is held.
+    pub(super) fn reseal(&self, file: &OpenFile, range: Range<u64>, what: Spill) -> Result<u64> {
+        let Some(plan) = plan(&file.state.lock(), range.clone()) else {
+            return Ok(range.start);
+        };
+        let mut data = Vec::new();
+        for piece in &plan.pieces {
+            self.append_plaintext(file, piece, &mut data)?;
+        }
+        let cuts = self.cut_plan(file, &plan, &mut data, what)?;
+        let covered: usize = cuts.iter().map(|cut| cut_len(*cut)).sum();
+        if covered == 0 {
+            return Ok(range.end);
+        }
+        let (stored, seq) = self.blocks.store(&data[..covered], &cuts)?;
+        let covered = range.start..range.start + covered as u64;
+        let mut state = file.state.lock();
+        if !same_since(&state.pieces, &covered, plan.stamp) {
+            // Written to meanwhile: it has another turn, and the blocks are left for the collector.
+            return Ok(u64::MAX);
+        }
+        let before = state.pieces.in_memory();
+        if state.generation > 0 {
+            // In place of what an older version had here.
+            self.freed(covered.end - covered.start);
+        }
+        let end = covered.end;
+        state.pieces.replace(covered, stored.iter().map(settle));
+        state.seq = state.seq.max(seq);
+        self.budget.changed(before, state.pieces.in_memory());
+        Ok(end)
     }
 
     /// Cuts the plan's plaintext. A last chunk that would be too short takes in the blocks behind it.
@@ -168,7 +178,7 @@ impl Volume {
             Source::Hole => out.resize(out.len() + len, 0),
             Source::Memory { bytes, from } => out.extend_from_slice(&bytes[*from..*from + len]),
             Source::Block { id, skip, whole } => {
-                let chunk = self.chunk(file.ino, *id, *whole, None, Wait::Bounded)?;
+                let (chunk, _) = self.chunk(file.ino, *id, *whole, None, Wait::Bounded)?;
                 let skip = *skip as usize;
                 out.extend_from_slice(&chunk[skip..skip + len]);
             }
@@ -185,7 +195,7 @@ impl Volume {
     pub(super) fn write_small(&self, file: &OpenFile) -> Result<bool> {
         let (pieces, stamp, size) = {
             let state = file.state.lock();
-            if state.pieces.size() > slot::inline_max() as u64 {
+            if state.pieces.size() > slot::packed_max() as u64 {
                 return Ok(false);
             }
             let pieces: Vec<Piece> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
@@ -209,8 +219,7 @@ impl Volume {
         if !state.changed || state.unlinked {
             return Ok(true);
         }
-        self.commit(file, &mut state, Content::Inline(data), 0, Vec::new())?;
-        Ok(true)
+        self.commit(file, &mut state, Content::Inline(data), 0, Vec::new())
     }
 
     /// Writes the slot of a content that is all settled.
@@ -220,7 +229,7 @@ impl Volume {
             let content = Content::Extents(extents);
             if slot::fits(&content) {
                 let seq = state.seq;
-                return self.commit(file, state, content, seq, Vec::new());
+                return self.named(self.commit(file, state, content, seq, Vec::new())?);
             }
         }
         let (leaves, mut seq) = self.leaf_refs(&state.pieces)?;
@@ -248,7 +257,16 @@ impl Volume {
                 .collect();
             depth += 1;
         }
-        self.commit(file, state, Content::Index { depth, refs }, seq, intact)
+        self.named(self.commit(file, state, Content::Index { depth, refs }, seq, intact)?)
+    }
+
+    /// What was checked to fit did.
+    fn named(&self, fits: bool) -> Result<()> {
+        debug_assert!(fits, "the content was checked to fit");
+        match fits {
+            true => Ok(()),
+            false => Err(VolumeError::Invalid("the content does not fit its slot")),
+        }
     }
 
     /// The index blocks over all extents: those of unchanged stretches as they are, new ones for the rest.
@@ -301,7 +319,7 @@ impl Volume {
         Ok((refs, seq))
     }
 
-    /// Writes the next generation in place, and takes note that it is not durable yet.
+    /// Writes the next generation in place, and takes note that it is not durable yet. False when the content does not fit a slot.
     fn commit(
         &self,
         file: &OpenFile,
@@ -309,7 +327,7 @@ impl Volume {
         content: Content,
         seq: u64,
         intact: Vec<(u64, IndexRef)>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let root = content.root();
         let manifest = Manifest {
             file_id: state.id,
@@ -319,7 +337,10 @@ impl Volume {
             seq: if root.is_some() { seq } else { 0 },
             content,
         };
-        let encoded = slot::encode(&manifest, self.blocks.keys()).map_err(VolumeError::seal)?;
+        let encoded = match slot::encode(&manifest, self.blocks.keys()) {
+            Err(SlotError::TooLarge(_)) => return Ok(false),
+            encoded => encoded.map_err(VolumeError::seal)?,
+        };
         let target = state.next_slot();
         slots::write(&file.host, target, &encoded)
             .map_err(|error| VolumeError::host("write the .f", error))?;
@@ -334,13 +355,14 @@ impl Volume {
             }
         }
         state.pieces.set_intact(intact);
+        self.fragmented.note(file.ino, &state.pieces);
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
         self.nodes.set_known_size(file.ino, None);
         if let Some(mtime) = state.mtime.take() {
             set_mtime(&file.host, mtime)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -362,21 +384,11 @@ pub(super) fn set_mtime(host: &std::fs::File, mtime: Timestamp) -> Result<()> {
 fn plan(state: &State, range: Range<u64>) -> Option<Plan> {
     let pieces = &state.pieces;
     let mut plan = Plan {
-        start: range.start,
         pieces: Vec::new(),
         behind: Vec::new(),
         goes_on: false,
         stamp: pieces.stamp(),
     };
-    // A chunk that only the end of the file made short is cut anew together with what follows it.
-    if range.start > 0
-        && let Some((offset, before)) = pieces.touching(range.start - 1..range.start).next()
-        && matches!(before.source, Source::Block { .. })
-        && before.len < CHUNK_MIN as u64
-    {
-        plan.start = offset;
-        plan.pieces.push(before.clone());
-    }
     let mut total = 0;
     for (offset, piece) in pieces.touching(range.start..u64::MAX) {
         if offset >= range.end {
@@ -395,7 +407,7 @@ fn plan(state: &State, range: Range<u64>) -> Option<Plan> {
     (total > 0).then_some(plan)
 }
 
-fn same_since(pieces: &Pieces, covered: &Range<u64>, stamp: u64) -> bool {
+pub(super) fn same_since(pieces: &Pieces, covered: &Range<u64>, stamp: u64) -> bool {
     covered.end <= pieces.size()
         && pieces
             .touching(covered.clone())

@@ -112,7 +112,7 @@ impl Export<'_> {
             read: true,
             ..OpenMode::default()
         };
-        let opened = self.volume.open(ino, mode)?;
+        let opened = self.volume.open(ino, mode, Wait::Bounded)?;
         let copied = self.content(opened.fh, from, &mut out);
         self.volume.release(opened.fh);
         copied
