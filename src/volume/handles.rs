@@ -392,9 +392,14 @@ impl Volume {
         }
     }
 
-    /// Runs something on a file as if it were open.
-    pub(super) fn with_open<T>(&self, ino: u64, run: impl FnOnce(&Arc<OpenFile>) -> Result<T>) -> Result<T> {
-        let file = self.acquire(ino, true)?;
+    /// Runs something on a file as if it were open, for writing if `write`.
+    pub(super) fn with_open<T>(
+        &self,
+        ino: u64,
+        write: bool,
+        run: impl FnOnce(&Arc<OpenFile>) -> Result<T>,
+    ) -> Result<T> {
+        let file = self.acquire(ino, write)?;
         let outcome = run(&file);
         self.give_back(&file);
         outcome
