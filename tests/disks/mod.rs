@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::harness::command::Cmd;
+use crate::harness::{SOON, wait_for};
 
 /// A filesystem in a file, mounted below a directory of the test.
 struct Disk {
@@ -45,7 +46,10 @@ impl Disk {
         // The loop device outlives the umount only while something holds it.
         let device = source.trim();
         let held = File::open(device).unwrap();
-        Cmd::new("umount").arg(&self.at).ok();
+        // A killed process may take a moment to give up what it had open.
+        wait_for("nothing uses the disk", SOON, || {
+            Cmd::new("umount").arg(&self.at).run().succeeded()
+        });
         Cmd::new("mount").arg(device).arg(&self.at).ok();
         drop(held);
     }
