@@ -388,3 +388,93 @@ fn restarted(names: &Names, found: &BTreeMap<PathBuf, Found>) -> Names {
         })
         .collect()
 }
+
+/// The ledger itself: it must see what it is there to see.
+mod tests {
+    use super::*;
+
+    fn judged(
+        content: &[u8],
+        crash: Crash,
+        work: impl FnOnce(&mut NameLog, &LoggedFile),
+    ) -> Result<(), String> {
+        let file = LoggedFile::new(b"old".to_vec());
+        let path = PathBuf::from("f");
+        let mut names = NameLog::new([(path.clone(), Entry::File(file.clone()))].into());
+        work(&mut names, &file);
+        let content = content.to_vec();
+        names.judge(&[(path, Found::File { ino: 1, content })].into(), crash)
+    }
+
+    fn write(file: &LoggedFile, content: &[u8]) {
+        let edit = |old: &mut Vec<u8>| *old = content.to_vec();
+        file.change("a write".into(), edit, || Ok(())).unwrap();
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_there_and_nothing_that_never_was() {
+        for (acknowledged, crash, found, kept) in [
+            (None, Crash::Kill, "old", true),
+            (Some(Crash::Kill), Crash::Kill, "old", false),
+            (Some(Crash::Kill), Crash::Kill, "new", true),
+            (Some(Crash::Kill), Crash::PowerCut, "old", true),
+            (Some(Crash::PowerCut), Crash::PowerCut, "old", false),
+            (Some(Crash::PowerCut), Crash::Kill, "old", false),
+            (Some(Crash::PowerCut), Crash::PowerCut, "newer", true),
+            (None, Crash::PowerCut, "ol", false),
+            (None, Crash::PowerCut, "", false),
+        ] {
+            let said = judged(found.as_bytes(), crash, |_, file| {
+                write(file, b"new");
+                if let Some(crash) = acknowledged {
+                    file.acknowledge(crash, || Ok(())).unwrap();
+                }
+                write(file, b"newer");
+            });
+            assert_eq!(said.is_ok(), kept, "{acknowledged:?} {crash:?} {found}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_in_a_state_that_was_and_not_before_the_last_that_was_synced() {
+        let rename = |names: &mut NameLog, from: &str, to: &str| {
+            let edit = |names: &mut Names| {
+                let entry = names.remove(Path::new(from)).unwrap();
+                names.insert(to.into(), entry);
+            };
+            let what = format!("{from} to {to}");
+            names
+                .change(what, &[Path::new("")], &[], edit, || Ok(()))
+                .unwrap();
+        };
+        assert!(judged(b"old", Crash::PowerCut, |names, _| rename(names, "f", "g")).is_ok());
+        assert!(judged(b"old", Crash::Kill, |names, _| rename(names, "f", "g")).is_err());
+        let synced = judged(b"old", Crash::PowerCut, |names, _| {
+            rename(names, "f", "g");
+            names.synced(Path::new(""));
+        });
+        assert!(synced.is_err());
+        let back = judged(b"old", Crash::Kill, |names, _| {
+            rename(names, "f", "g");
+            rename(names, "g", "f");
+        });
+        assert!(back.is_ok());
+    }
+
+    #[test]
+    fn what_replaced_a_file_is_whole() {
+        let replaced = |found: &[u8]| {
+            judged(found, Crash::PowerCut, |names, file| {
+                let new = LoggedFile::new(Vec::new());
+                write(&new, b"new");
+                let edit = |names: &mut Names| drop(names.insert("f".into(), Entry::File(new.clone())));
+                names
+                    .change_whole("replace".into(), &[], &[], &[&new], edit, || Ok(()))
+                    .unwrap();
+                write(file, b"of no name");
+            })
+        };
+        assert!(replaced(b"old").is_ok() && replaced(b"new").is_ok());
+        assert!(replaced(b"").is_err());
+    }
+}

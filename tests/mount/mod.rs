@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod fstab;
+mod kills;
 mod lifecycle;
 mod recovery;
 mod soak;
