@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::attributes::now;
 use super::error::{Result, VolumeError};
@@ -37,6 +38,8 @@ pub struct Handle {
     pub(super) file: Arc<OpenFile>,
     pub(super) mode: OpenMode,
     ahead: Mutex<ReadAhead>,
+    /// How many failed syncs of the file its owner knows of.
+    told: AtomicU64,
 }
 
 /// All handles, and all open files.
@@ -116,12 +119,14 @@ impl Handles {
 
     fn add(&self, file: Arc<OpenFile>, mode: OpenMode) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
+        let told = AtomicU64::new(file.state.lock().failed_syncs.0);
         self.handles.write().insert(
             fh,
             Arc::new(Handle {
                 file,
                 mode,
                 ahead: Mutex::default(),
+                told,
             }),
         );
         fh
@@ -244,7 +249,7 @@ impl Volume {
             wait,
         )?;
         if handle.mode.sync {
-            self.write_through(file)
+            self.sync_for(&handle)
         } else {
             Ok(())
         }
@@ -313,6 +318,7 @@ impl Volume {
             }
             let in_memory = |piece: &Piece| matches!(piece.source, Source::Memory { .. } | Source::Hole);
             if state.pieces.size() > slot::inline_max() as u64
+                || state.must_settle()
                 || !state.pieces.iter().all(|(_, piece)| in_memory(piece))
             {
                 return Ok(false);
@@ -330,8 +336,23 @@ impl Volume {
 
     /// What was written survives a power cut once this returns.
     pub fn fsync(&self, fh: u64) -> Result<()> {
-        let handle = self.handles.get(fh)?;
-        self.write_through(&handle.file)
+        self.sync_for(&*self.handles.get(fh)?)
+    }
+
+    /// Makes durable what was written. Fails, once for each handle, also when a sync failed since the handle was opened or was told of one,
+    /// even if what was written has become durable since.
+    pub(super) fn sync_for(&self, handle: &Handle) -> Result<()> {
+        let synced = self.write_through(&handle.file);
+        let (failed, errno) = handle.file.state.lock().failed_syncs;
+        let told = handle.told.swap(failed, Ordering::SeqCst);
+        synced?;
+        if told < failed {
+            return Err(VolumeError::host(
+                "sync what was written before",
+                errno.unwrap_or(Errno::IO),
+            ));
+        }
+        Ok(())
     }
 
     /// Closes a handle.
@@ -434,6 +455,7 @@ impl Volume {
         if let Some(unsynced) = self.durability.of(ino) {
             state.durable = unsynced.durable;
         }
+        state.leftover = state.latest.is_none() && !bytes.is_empty();
         state.handles = 1;
         self.budget.changed(0, state.pieces.in_memory());
         let file = Arc::new(OpenFile {

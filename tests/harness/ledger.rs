@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Who must survive what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
+    /// Nobody: all that returned is there.
+    None,
     /// The daemon was killed: what `close` and `fsync` returned for stays, and so does every change of names.
     Kill,
     /// The power was cut: what `fsync` returned for stays.
@@ -97,6 +99,14 @@ impl LoggedFile {
         Ok(())
     }
 
+    /// Takes note of a content that the next change goes through.
+    pub fn pass_through(&self, what: String, edit: impl FnOnce(&mut Vec<u8>)) {
+        let mut log = self.lock();
+        edit(&mut log.content);
+        let version = Version::of(&log.content);
+        log.versions.push((version, what));
+    }
+
     /// Makes a call that acknowledges what was written before it began, to the death of the daemon (`close`) or to a power cut (`fsync`).
     pub fn acknowledge(
         &self,
@@ -110,6 +120,7 @@ impl LoggedFile {
         call()?;
         let mut log = self.lock();
         match crash {
+            Crash::None => {}
             Crash::Kill => log.closed = log.closed.max(returned),
             Crash::PowerCut => {
                 log.synced = log.synced.max(returned);
@@ -123,6 +134,7 @@ impl LoggedFile {
 impl FileLog {
     fn floor(&self, crash: Crash) -> usize {
         match crash {
+            Crash::None => self.returned,
             Crash::Kill => self.closed.max(self.synced),
             Crash::PowerCut => self.synced,
         }
@@ -251,7 +263,7 @@ impl NameLog {
             return Err(unreadable.join("\n"));
         }
         let floor = match crash {
-            Crash::Kill => self.returned,
+            Crash::None | Crash::Kill => self.returned,
             Crash::PowerCut => self.synced.max(self.names_synced_by_files()),
         };
         let mut closest: Option<(usize, Vec<String>)> = None;

@@ -5,6 +5,8 @@
 pub mod command;
 pub mod ledger;
 pub mod namespaces;
+#[cfg(target_arch = "x86_64")]
+pub mod tracer;
 pub mod tree;
 pub mod volume;
 pub mod worker;

@@ -205,6 +205,13 @@ impl TestVolume {
         wait_for("the daemon ends after the signal", SOON, || !is_alive(pid));
     }
 
+    /// Waits for the end of a daemon that something else has killed.
+    #[track_caller]
+    pub fn wait_for_death(&mut self) {
+        let pid = self.pid.take();
+        wait_for("the daemon ends", SOON, || !is_alive(pid));
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> Option<i32> {
         self.pid.map(|pid| pid.as_raw_nonzero().get())

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Error, Result};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
@@ -12,8 +13,10 @@ use rustix::fs::{FallocateFlags, RenameFlags};
 use super::ledger::{Crash, Entry, LoggedFile, NameLog, Names};
 use super::{Dice, noise};
 
-/// Longest single write: the kernel hands it over in one piece, so that the content before and after it are the only versions.
+/// Longest single write: the kernel hands it over in one piece, so that the content before and after it are the only versions; but when it
+/// begins within a page that is not in the cache, the kernel hands over what lies in that page first (`fuse_fill_write_pages`).
 const WRITE_MAX: usize = 192 << 10;
+const PAGE: usize = 4096;
 
 /// Files that a worker has at once, about.
 const FILES: usize = 14;
@@ -28,7 +31,32 @@ pub struct Worker {
     pub names: NameLog,
     held: Vec<(File, LoggedFile)>,
     fsyncs: SyncSender<(File, LoggedFile)>,
+    crash: CrashFlag,
     serial: u64,
+}
+
+/// Set before a crash begins: from then on operations may fail, and no fsync counts any more, because a disk that is being taken away
+/// may say anything (XFS syncs a directory without a look at its own state).
+#[derive(Debug, Clone, Default)]
+pub struct CrashFlag(Arc<AtomicBool>);
+
+impl CrashFlag {
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Makes a call whose success counts only if it came before the crash.
+    pub fn before(&self, call: impl FnOnce() -> Result<()>) -> Result<()> {
+        call()?;
+        if self.is_raised() {
+            return Err(Error::other("the crash has begun"));
+        }
+        Ok(())
+    }
 }
 
 impl Worker {
@@ -39,6 +67,7 @@ impl Worker {
         seed: u64,
         names: NameLog,
         fsyncs: SyncSender<(File, LoggedFile)>,
+        crash: CrashFlag,
     ) -> Self {
         Self {
             mount: mount.to_owned(),
@@ -47,19 +76,29 @@ impl Worker {
             names,
             held: Vec::new(),
             fsyncs,
+            crash,
             serial: 0,
         }
     }
 
     /// Works until the crash. Panics when an operation fails before.
-    pub fn run(&mut self, crashing: &AtomicBool) {
-        while !crashing.load(Ordering::SeqCst) {
+    pub fn run(&mut self) {
+        while !self.crash.is_raised() {
             if let Err(error) = self.act() {
                 // It was set before the crash began.
-                assert!(crashing.load(Ordering::SeqCst), "worker {}: {error}", self.number);
+                assert!(self.crash.is_raised(), "worker {}: {error}", self.number);
                 return;
             }
         }
+    }
+
+    /// Does so many operations, or fewer when one fails, and closes what it has open.
+    pub fn work(&mut self, operations: usize) -> Result<()> {
+        let mut done = (0..operations).try_for_each(|_| self.act());
+        for (file, log) in std::mem::take(&mut self.held) {
+            done = done.and(close(file, &log));
+        }
+        done
     }
 
     fn act(&mut self) -> Result<()> {
@@ -145,13 +184,24 @@ impl Worker {
     fn write(&mut self, file: &File, log: &LoggedFile, mut offset: u64, len: usize) -> Result<()> {
         let data = self.data(len);
         for part in data.chunks(WRITE_MAX) {
-            let end = offset as usize + part.len();
+            let put = |part: &[u8]| {
+                let part = part.to_vec();
+                move |content: &mut Vec<u8>| {
+                    let (from, end) = (offset as usize, offset as usize + part.len());
+                    content.resize(content.len().max(end), 0);
+                    content[from..end].copy_from_slice(&part);
+                }
+            };
+            let to_boundary = PAGE - offset as usize % PAGE;
+            if to_boundary < PAGE && to_boundary < part.len() {
+                log.pass_through(
+                    format!("the first {to_boundary} of a write of {} at {offset}", part.len()),
+                    put(&part[..to_boundary]),
+                );
+            }
             log.change(
                 format!("a write of {} at {offset}", part.len()),
-                |content| {
-                    content.resize(content.len().max(end), 0);
-                    content[offset as usize..end].copy_from_slice(part);
-                },
+                put(part),
                 || match file.write_at(part, offset)? {
                     written if written == part.len() => Ok(()),
                     written => Err(Error::other(format!("{written} of {} bytes written", part.len()))),
@@ -165,8 +215,8 @@ impl Worker {
     /// Sometimes an fsync, by this thread or beside it, then the close.
     fn finish(&mut self, file: File, log: &LoggedFile) -> Result<()> {
         match self.dice.below(6) {
-            0 => fsync(&file, log)?,
-            1 => log.acknowledge(Crash::PowerCut, || file.sync_data())?,
+            0 => self.fsync(&file, log)?,
+            1 => log.acknowledge(Crash::PowerCut, || self.crash.before(|| file.sync_data()))?,
             2 => drop(self.fsyncs.try_send((file.try_clone()?, log.clone()))),
             3 if self.held.len() < HELD => {
                 self.held.push((file, log.clone()));
@@ -234,7 +284,7 @@ impl Worker {
                         },
                     )?;
                 }
-                1 => fsync(&file, &log)?,
+                1 => self.fsync(&file, &log)?,
                 _ => self.write(&file, &log, offset, len)?,
             }
         }
@@ -296,7 +346,7 @@ impl Worker {
         self.write(&file, &log, 0, len)?;
         let flushed = self.dice.below(8) > 0;
         if self.dice.below(3) == 0 {
-            fsync(&file, &log)?;
+            self.fsync(&file, &log)?;
         }
         let file = if flushed {
             close(file, &log).map(|()| None)?
@@ -474,20 +524,20 @@ impl Worker {
         self.finish(file, &log)
     }
 
+    fn fsync(&self, file: &File, log: &LoggedFile) -> Result<()> {
+        log.acknowledge(Crash::PowerCut, || self.crash.before(|| file.sync_all()))
+    }
+
     fn fsync_dir(&mut self) -> Result<()> {
         let dir = self.any_dir();
         self.fsync_one(&dir)
     }
 
     fn fsync_one(&mut self, dir: &Path) -> Result<()> {
-        File::open(self.at(dir))?.sync_all()?;
+        self.crash.before(|| File::open(self.at(dir))?.sync_all())?;
         self.names.synced(dir);
         Ok(())
     }
-}
-
-fn fsync(file: &File, log: &LoggedFile) -> Result<()> {
-    log.acknowledge(Crash::PowerCut, || file.sync_all())
 }
 
 /// Unlike dropping it, says whether it was flushed.

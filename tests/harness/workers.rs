@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Result;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::ledger::{Crash, Entry, Found, LoggedFile, NameLog};
-use super::worker::Worker;
+use super::worker::{CrashFlag, Worker};
 
 /// The workers of one volume, across all its crashes.
 pub struct Workers {
@@ -20,7 +19,7 @@ pub struct Workers {
 /// What the workers wrote down in one round.
 pub struct Round {
     threads: Vec<std::thread::JoinHandle<NameLog>>,
-    crashing: Arc<AtomicBool>,
+    crash: CrashFlag,
     fsyncs: std::thread::JoinHandle<()>,
 }
 
@@ -44,22 +43,40 @@ impl Workers {
 
     /// Sets all to work until [`Round::end`].
     pub fn start(&mut self, seed: u64) -> Round {
-        let crashing = Arc::new(AtomicBool::new(false));
+        let crash = CrashFlag::default();
         let (sender, receiver) = sync_channel(8);
         let threads = self.logs.drain(..).enumerate().map(|(number, names)| {
-            let mut worker = Worker::new(&self.mount, number, seed, names, sender.clone());
-            let crashing = Arc::clone(&crashing);
+            let mut worker = Worker::new(&self.mount, number, seed, names, sender.clone(), crash.clone());
             std::thread::spawn(move || {
-                worker.run(&crashing);
+                worker.run();
                 worker.names
             })
         });
         let threads = threads.collect();
-        let also = Arc::clone(&crashing);
+        let also = crash.clone();
         Round {
             threads,
             fsyncs: std::thread::spawn(move || fsync_others(&receiver, &also)),
-            crashing,
+            crash,
+        }
+    }
+
+    /// Lets the first worker do so many operations in this thread, or fewer when one fails. The same operations for the same seed.
+    pub fn work(&mut self, seed: u64, operations: usize) -> (Ended, Result<()>) {
+        let mut logs: Vec<NameLog> = self.logs.drain(..).collect();
+        let first = logs.remove(0);
+        // Nobody receives: all is synced by the worker itself.
+        let (sender, _) = sync_channel(1);
+        let mut worker = Worker::new(&self.mount, 0, seed, first, sender, CrashFlag::default());
+        let done = worker.work(operations);
+        logs.insert(0, worker.names);
+        (Ended { logs }, done)
+    }
+
+    /// As after a round without an operation.
+    pub fn idle(&mut self) -> Ended {
+        Ended {
+            logs: self.logs.drain(..).collect(),
         }
     }
 
@@ -90,7 +107,7 @@ pub struct Ended {
 impl Round {
     /// From now on operations may fail: the crash is about to come.
     pub fn crash_comes(&self) {
-        self.crashing.store(true, Ordering::SeqCst);
+        self.crash.raise();
     }
 
     /// Waits for the workers, which the crash has stopped.
@@ -147,12 +164,9 @@ fn look(mount: &Path, dir: &Path, found: &mut impl FnMut(PathBuf, Found)) {
 }
 
 /// Syncs what workers have open, beside their own work on it.
-fn fsync_others(files: &Receiver<(File, LoggedFile)>, crashing: &AtomicBool) {
+fn fsync_others(files: &Receiver<(File, LoggedFile)>, crash: &CrashFlag) {
     for (file, log) in files {
-        let synced = log.acknowledge(Crash::PowerCut, || file.sync_all());
-        assert!(
-            synced.is_ok() || crashing.load(Ordering::SeqCst),
-            "fsync: {synced:?}"
-        );
+        let synced = log.acknowledge(Crash::PowerCut, || crash.before(|| file.sync_all()));
+        assert!(synced.is_ok() || crash.is_raised(), "fsync: {synced:?}");
     }
 }

@@ -2,6 +2,8 @@
 
 mod crash;
 mod damage;
+#[cfg(target_arch = "x86_64")]
+mod faults;
 mod fstab;
 mod kills;
 mod lifecycle;
