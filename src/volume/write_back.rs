@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::blocks::{Blocks, Cut, Stored};
 use super::error::{Result, VolumeError};
+use super::nodes::KnownSize;
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::{Volume, Wait};
@@ -362,7 +363,8 @@ impl Volume {
         state.pieces.set_intact(intact);
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
-        self.nodes.set_known_size(file.ino, None);
+        let known = KnownSize::just_written(state.pieces.size(), state.pieces.stored());
+        self.nodes.set_known_size(file.ino, Some(known));
         if let Some(mtime) = state.mtime.take() {
             set_mtime(&file.host, mtime)?;
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Disk;
+use crate::harness::command::Cmd;
 use crate::harness::ledger::Crash;
 use crate::harness::volume::{ALONE, TestVolume};
 use crate::harness::workers::Workers;
@@ -82,23 +83,23 @@ fn cut_one_volume(kind: &str, disks: usize, cuts: u64, dice: &mut Dice) {
         let host = HostWrites::start(&folder, &state, dice.below(1 << 60));
         std::thread::sleep(Duration::from_millis(100 + dice.below(1500)));
         round.crash_comes();
-        let first = dice.below(disks.len() as u64) as usize;
-        disks[first].power_off();
-        for (number, disk) in disks.iter().enumerate() {
-            if number != first {
-                std::thread::sleep(Duration::from_millis(dice.below(100)));
-                disk.power_off();
-            }
-        }
+        power_off(&disks, dice);
         volume.kill();
         let ended = round.end();
         host.end();
-        crate::harness::command::Cmd::new("umount")
-            .arg("-l")
-            .arg(volume.mountpoint())
-            .ok();
-        for disk in &disks {
-            disk.power_on();
+        power_on(&volume, &disks);
+        if dice.below(4) == 0 {
+            // And again while it recovers.
+            let pause = Duration::from_millis(dice.below(150));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(pause);
+                    power_off(&disks, dice);
+                });
+                volume.try_mount([]);
+            });
+            volume.kill_if_running();
+            power_on(&volume, &disks);
         }
         volume.mount();
         workers.judge(ended, Crash::PowerCut);
@@ -111,6 +112,26 @@ fn cut_one_volume(kind: &str, disks: usize, cuts: u64, dice: &mut Dice) {
     volume.mount();
     volume.unmount();
     volume.own("fsck-dfs").arg(volume.folder()).ok();
+}
+
+/// One disk after the other: they need not lose the same moment.
+fn power_off(disks: &[Disk], dice: &mut Dice) {
+    let first = dice.below(disks.len() as u64) as usize;
+    disks[first].power_off();
+    for (number, disk) in disks.iter().enumerate() {
+        if number != first {
+            std::thread::sleep(Duration::from_millis(dice.below(100)));
+            disk.power_off();
+        }
+    }
+}
+
+fn power_on(volume: &TestVolume, disks: &[Disk]) {
+    Cmd::new("umount")
+        .args(["-q", "-l"])
+        .arg(volume.mountpoint())
+        .run();
+    disks.iter().for_each(Disk::power_on);
 }
 
 /// The host writes back what it likes when it likes: here it does so often, and in any order.

@@ -92,7 +92,7 @@ enum Place {
 }
 
 impl Tracer {
-    /// Observes the daemon `pid` and its calls on files below `places`.
+    /// Observes the process `pid`, what it starts from now on, and their calls on files below `places`.
     pub fn attach(pid: i32, places: &[&Path]) -> Self {
         let plan = Arc::new(Mutex::new(Plan {
             places: places.iter().map(|place| place.to_path_buf()).collect(),
@@ -103,7 +103,7 @@ impl Tracer {
         std::thread::spawn(move || {
             seize_all(pid);
             ready.send(()).unwrap();
-            observe(pid, &also);
+            observe(&also);
         });
         is_ready.recv().unwrap();
         Self { plan }
@@ -134,7 +134,11 @@ impl Tracer {
 }
 
 fn seize_all(pid: i32) {
-    let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE;
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACEEXEC;
     let mut known = Vec::new();
     loop {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
@@ -155,8 +159,8 @@ fn seize_all(pid: i32) {
     }
 }
 
-/// Lets the threads of the daemon run from call to call until all have ended.
-fn observe(pid: i32, plan: &Mutex<Plan>) {
+/// Lets all threads run from call to call until all have ended.
+fn observe(plan: &Mutex<Plan>) {
     let mut pending: HashMap<Pid, Fault> = HashMap::new();
     loop {
         // Threads of this process that are not children of this thread are nobody else's business.
@@ -168,13 +172,13 @@ fn observe(pid: i32, plan: &Mutex<Plan>) {
                 let op = ptrace::syscall_info(thread).map(|info| info.op);
                 match op {
                     Ok(nix::libc::PTRACE_SYSCALL_INFO_ENTRY) => {
-                        if let Some(fault) = at_entry(pid, thread, plan) {
+                        if let Some(fault) = at_entry(thread, plan) {
                             pending.insert(thread, fault);
                         }
                     }
                     _ => {
                         if let Some(fault) = pending.remove(&thread) {
-                            at_exit(pid, thread, fault);
+                            at_exit(thread, fault);
                         }
                     }
                 }
@@ -189,10 +193,10 @@ fn observe(pid: i32, plan: &Mutex<Plan>) {
     }
 }
 
-fn at_entry(pid: i32, thread: Pid, plan: &Mutex<Plan>) -> Option<Fault> {
+fn at_entry(thread: Pid, plan: &Mutex<Plan>) -> Option<Fault> {
     let mut registers = ptrace::getregs(thread).ok()?;
     let (_, name, place) = CALLS.iter().find(|(number, ..)| *number == registers.orig_rax)?;
-    let path = path_of(pid, &registers, *place)?;
+    let path = path_of(thread.as_raw(), &registers, *place)?;
     let mut plan = plan.lock().unwrap();
     let may_be_hit = plan.may_be_hit?;
     if !plan.places.iter().any(|place| path.starts_with(place)) || path.ends_with("dfs.log") {
@@ -210,7 +214,7 @@ fn at_entry(pid: i32, thread: Pid, plan: &Mutex<Plan>) -> Option<Fault> {
         return None;
     }
     match fault {
-        Fault::KillBefore => kill(Pid::from_raw(pid), Signal::SIGKILL).ok()?,
+        Fault::KillBefore => kill(thread, Signal::SIGKILL).ok()?,
         Fault::KillAfter => {}
         // A number that is no call: the kernel does nothing, and what it returns is replaced when it returns.
         Fault::Error(_) => {
@@ -233,9 +237,9 @@ fn at_entry(pid: i32, thread: Pid, plan: &Mutex<Plan>) -> Option<Fault> {
     Some(fault)
 }
 
-fn at_exit(pid: i32, thread: Pid, fault: Fault) {
+fn at_exit(thread: Pid, fault: Fault) {
     match fault {
-        Fault::KillAfter => drop(kill(Pid::from_raw(pid), Signal::SIGKILL)),
+        Fault::KillAfter => drop(kill(thread, Signal::SIGKILL)),
         Fault::Error(errno) => {
             if let Ok(mut registers) = ptrace::getregs(thread) {
                 registers.rax = i64::from(-errno).cast_unsigned();

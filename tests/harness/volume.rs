@@ -205,6 +205,14 @@ impl TestVolume {
         wait_for("the daemon ends after the signal", SOON, || !is_alive(pid));
     }
 
+    /// As [`Self::kill`], if there is a daemon.
+    pub fn kill_if_running(&mut self) {
+        if self.pid.is_some_and(|pid| is_alive(Some(pid))) {
+            self.kill();
+        }
+        self.pid = None;
+    }
+
     /// Waits for the end of a daemon that something else has killed.
     #[track_caller]
     pub fn wait_for_death(&mut self) {

@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rustix::io::Errno;
 
-use crate::harness::command::Cmd;
+use crate::harness::command::{Cmd, own_path};
 use crate::harness::ledger::Crash;
 use crate::harness::tracer::{Call, Fault, Tracer};
 use crate::harness::volume::{ALONE, TestVolume};
@@ -203,6 +204,73 @@ fn kill_while_collecting(some: Option<u64>) {
         bench.volume.mount();
         bench.workers.judge(ended, Crash::Kill);
     }
+}
+
+#[test]
+fn a_kill_during_the_recovery_loses_nothing() {
+    kill_while_recovering(Some(6));
+}
+
+#[test]
+#[ignore = "ten minutes"]
+fn a_kill_at_every_call_of_the_recovery_loses_nothing() {
+    kill_while_recovering(None);
+}
+
+fn kill_while_recovering(some: Option<u64>) {
+    let mut dice = Dice::new(seed());
+    let Bench {
+        mut volume,
+        mut workers,
+        ..
+    } = Bench::new();
+    let mut point = 0;
+    loop {
+        let (ended, done) = workers.work(dice.below(1 << 40), 6);
+        done.unwrap();
+        volume.kill();
+        let fault = [Fault::KillBefore, Fault::KillAfter][dice.below(2) as usize];
+        let (hit, seen) = mount_traced(&volume, (point, fault));
+        eprintln!("{fault:?} at call {point}: {hit:?}");
+        Cmd::new("umount")
+            .args(["-q", "-l"])
+            .arg(volume.mountpoint())
+            .run();
+        if hit.is_none() {
+            // It had no more calls than this, and lives.
+            assert!(seen > 10, "only {seen} calls");
+            let pid = volume.status()["pid"].as_i64().unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+            wait_for("the daemon ends", SOON, || {
+                !Path::new(&format!("/proc/{pid}")).exists()
+            });
+        }
+        volume.mount();
+        workers.judge(ended, Crash::Kill);
+        if hit.is_none() {
+            return;
+        }
+        point += some.map_or(1, |count| 1 + dice.below(60 / count));
+    }
+}
+
+/// Mounts with a fault at one of the calls from the first on. Returns the call that was hit, and how many there were.
+fn mount_traced(volume: &TestVolume, fault: (u64, Fault)) -> (Option<Call>, u64) {
+    // Stopped until it is observed.
+    let script = "kill -STOP $$; exec \"$@\"";
+    let command = Cmd::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(own_path("mount-dfs"));
+    let mut mount = command.arg(volume.folder()).arg(volume.mountpoint()).start();
+    let stat = format!("/proc/{}/stat", mount.pid());
+    wait_for("it stops", SOON, || {
+        fs::read_to_string(&stat).unwrap().contains(") T ")
+    });
+    let tracer = Tracer::attach(mount.pid(), &[volume.folder(), volume.state()]);
+    tracer.arm(Some(fault), changes_something);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(mount.pid()), Signal::SIGCONT).unwrap();
+    mount.wait();
+    (tracer.hit(), tracer.seen())
 }
 
 #[test]
