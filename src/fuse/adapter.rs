@@ -179,13 +179,22 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        self.change(reply, move |shared, reply| {
-            let renamed = shared
-                .volume
-                .rename(parent.0, &name, new_parent.0, &new_name, mode);
-            let result = renamed.and_then(|()| shared.changed(&[parent.0, new_parent.0]));
-            answer("rename", reply, result, |reply, ()| reply.ok());
-        });
+        let rename = move |shared: &Shared, wait| {
+            let volume = &shared.volume;
+            volume.rename(parent.0, &name, new_parent.0, &new_name, mode, wait)?;
+            shared.changed(&[parent.0, new_parent.0])
+        };
+        let at_once = match self.shared.dirsync {
+            true => Err(VolumeError::WouldWait),
+            false => rename(&self.shared, Wait::Never),
+        };
+        match at_once {
+            Err(VolumeError::WouldWait) => self.later(reply, move |shared, reply| {
+                let result = rename(shared, Wait::Bounded);
+                answer("rename", reply, result, |reply, ()| reply.ok());
+            }),
+            result => answer("rename", reply, result, |reply, ()| reply.ok()),
+        }
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -67,7 +67,7 @@ impl Volume {
             }
             match (&open, fh) {
                 (Some(file), Some(_)) => self.resize(file, size)?,
-                _ => self.with_open(ino, |file| {
+                _ => self.with_open(ino, true, |file| {
                     self.resize(file, size)?;
                     self.write_back(file)
                 })?,

@@ -135,6 +135,7 @@ fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval:
             }
         }
         let Some(volume) = volume.upgrade() else { return };
+        volume.rewrite_suspects();
         let outcome = volume.write_back_all().and(volume.sync_all());
         match (&outcome, failing) {
             (Err(error), false) => {
@@ -185,9 +186,11 @@ impl Volume {
             return Ok(());
         }
         self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
-        self.folder
-            .sync()
-            .map_err(|error| VolumeError::host("sync the folder", error))?;
+        if let Err(error) = self.folder.sync() {
+            // It does not say whose data the kernel has dropped.
+            seen.iter().for_each(|(ino, _)| self.sync_failed(*ino, &error));
+            return Err(VolumeError::host("sync the folder", error));
+        }
         for (ino, generation) in seen {
             // Under the shard's lock, so that a file being loaded sees either the entry or its effect.
             let shard = self.handles.shard(ino).lock();
@@ -202,5 +205,25 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Takes note that what was written to a file may not reach the disk, though the kernel says so from now on. It is written again before
+    /// the next sync, and each handle that is open now is told once by its own next sync, as errseq_t of Linux does it.
+    pub(super) fn sync_failed(&self, ino: u64, error: &std::io::Error) {
+        self.durability.suspect(ino);
+        if let Some(file) = self.handles.open_file(ino) {
+            let failed = &mut file.state.lock().failed_syncs;
+            *failed = (failed.0 + 1, rustix::io::Errno::from_io_error(error));
+        }
+    }
+
+    /// Writes again what a failed sync may have dropped, of closed files too.
+    fn rewrite_suspects(&self) {
+        for ino in self.durability.suspects() {
+            if let Err(error) = self.with_open(ino, true, |file| self.write_back(file)) {
+                let file = self.nodes.shown_path(ino);
+                tracing::debug!(%file, %error, "a file whose sync failed cannot be written again yet");
+            }
+        }
     }
 }

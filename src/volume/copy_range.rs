@@ -50,7 +50,7 @@ impl Volume {
         let taken = self.blocks.take_up(&ids)?.ok_or(VolumeError::Unsupported)?;
         self.put_pieces(&target.file, to_offset, &pieces, seq.max(taken))?;
         if target.mode.sync {
-            self.write_through(&target.file)?;
+            self.sync_for(&target)?;
         }
         Ok(copied)
     }

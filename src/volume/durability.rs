@@ -17,6 +17,9 @@ pub struct Unsynced {
     pub generation: u64,
     /// The slot that holds the newest version known to be durable.
     pub durable: Option<Slot>,
+    /// A sync failed since the newest version was written: the kernel may have dropped it and count it as written, so that no later sync
+    /// brings it to the disk. It must be written again first.
+    pub suspect: bool,
 }
 
 /// The list.
@@ -33,8 +36,28 @@ impl Durability {
             Unsynced {
                 generation: state.generation,
                 durable: state.durable,
+                suspect: false,
             },
         );
+    }
+
+    /// A sync that was to make a file durable failed.
+    pub fn suspect(&self, ino: u64) {
+        if let Some(file) = self.files.lock().get_mut(&ino) {
+            file.suspect = true;
+        }
+    }
+
+    /// Whether the newest version of a file must be written again before a sync can make it durable.
+    pub fn is_suspect(&self, ino: u64) -> bool {
+        self.files.lock().get(&ino).is_some_and(|file| file.suspect)
+    }
+
+    /// All files whose newest version must be written again.
+    pub fn suspects(&self) -> Vec<u64> {
+        let files = self.files.lock();
+        let suspects = files.iter().filter(|(_, file)| file.suspect);
+        suspects.map(|(ino, _)| *ino).collect()
     }
 
     /// What is known of a file.
@@ -42,11 +65,11 @@ impl Durability {
         self.files.lock().get(&ino).copied()
     }
 
-    /// The version `generation` of a file is on the disk. False when there is a newer one.
+    /// The version `generation` of a file is on the disk. False when there is a newer one, or when it must be written again.
     pub fn is_durable(&self, ino: u64, generation: u64) -> bool {
         let mut files = self.files.lock();
         match files.get(&ino) {
-            Some(file) if file.generation == generation => {
+            Some(file) if file.generation == generation && !file.suspect => {
                 files.remove(&ino);
                 true
             }
@@ -94,5 +117,21 @@ mod tests {
         assert_eq!(list.len(), 1);
         assert!(list.is_durable(7, 2));
         assert_eq!(list.len(), 0);
+    }
+
+    #[test]
+    fn a_version_that_a_failed_sync_may_have_dropped_is_durable_only_when_written_again() {
+        let list = Durability::default();
+        let mut state = State::empty(FileId([0; 16]));
+        state.generation = 1;
+        list.wrote(7, &state);
+        list.suspect(7);
+        list.suspect(8);
+        assert_eq!(list.suspects(), vec![7]);
+        assert!(!list.is_durable(7, 1));
+        state.generation = 2;
+        list.wrote(7, &state);
+        assert!(!list.is_suspect(7));
+        assert!(list.is_durable(7, 2));
     }
 }

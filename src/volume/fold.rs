@@ -124,7 +124,7 @@ impl Volume {
             if stop() {
                 return;
             }
-            let folded = self.with_open(ino, |file| self.fold(file, stop));
+            let folded = self.with_open(ino, true, |file| self.fold(file, stop));
             if let Err(error) = folded {
                 // Gone, or some of it is on other devices only: nothing is lost by leaving it as it is.
                 tracing::debug!(file = %self.nodes.shown_path(ino), %error, "a file was not folded");

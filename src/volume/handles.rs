@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::attributes::now;
 use super::beside::Beside;
@@ -38,6 +39,8 @@ pub struct Handle {
     pub(super) file: Arc<OpenFile>,
     pub(super) mode: OpenMode,
     ahead: Mutex<ReadAhead>,
+    /// How many failed syncs of the file its owner knows of.
+    told: AtomicU64,
 }
 
 /// All handles, and all open files.
@@ -117,12 +120,14 @@ impl Handles {
 
     fn add(&self, file: Arc<OpenFile>, mode: OpenMode) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
+        let told = AtomicU64::new(file.state.lock().failed_syncs.0);
         self.handles.write().insert(
             fh,
             Arc::new(Handle {
                 file,
                 mode,
                 ahead: Mutex::default(),
+                told,
             }),
         );
         fh
@@ -252,7 +257,7 @@ impl Volume {
             wait,
         )?;
         if handle.mode.sync {
-            self.write_through(file)
+            self.sync_for(&handle)
         } else {
             Ok(())
         }
@@ -321,6 +326,7 @@ impl Volume {
             }
             let in_memory = |piece: &Piece| matches!(piece.source, Source::Memory { .. } | Source::Hole);
             if state.pieces.size() > slot::packed_max() as u64
+                || state.must_settle()
                 || !state.pieces.iter().all(|(_, piece)| in_memory(piece))
             {
                 return Ok(false);
@@ -338,8 +344,23 @@ impl Volume {
 
     /// What was written survives a power cut once this returns.
     pub fn fsync(&self, fh: u64) -> Result<()> {
-        let handle = self.handles.get(fh)?;
-        self.write_through(&handle.file)
+        self.sync_for(&*self.handles.get(fh)?)
+    }
+
+    /// Makes durable what was written. Fails, once for each handle, also when a sync failed since the handle was opened or was told of one,
+    /// even if what was written has become durable since.
+    pub(super) fn sync_for(&self, handle: &Handle) -> Result<()> {
+        let synced = self.write_through(&handle.file);
+        let (failed, errno) = handle.file.state.lock().failed_syncs;
+        let told = handle.told.swap(failed, Ordering::SeqCst);
+        synced?;
+        if told < failed {
+            return Err(VolumeError::host(
+                "sync what was written before",
+                errno.unwrap_or(Errno::IO),
+            ));
+        }
+        Ok(())
     }
 
     /// Closes a handle.
@@ -400,11 +421,16 @@ impl Volume {
         }
     }
 
-    /// Runs something on a file as if it were open.
-    pub(super) fn with_open<T>(&self, ino: u64, run: impl FnOnce(&Arc<OpenFile>) -> Result<T>) -> Result<T> {
-        let file = self.acquire(ino, true, Wait::Bounded)?;
+    /// Runs something on a file as if it were open, for writing if `write`.
+    pub(super) fn with_open<T>(
+        &self,
+        ino: u64,
+        write: bool,
+        run: impl FnOnce(&Arc<OpenFile>) -> Result<T>,
+    ) -> Result<T> {
+        let file = self.acquire(ino, write, Wait::Bounded)?;
         let outcome = run(&file);
-        self.give_back(&file, true);
+        self.give_back(&file, write);
         outcome
     }
 
@@ -448,6 +474,7 @@ impl Volume {
         if let Some(unsynced) = self.durability.of(ino) {
             state.durable = unsynced.durable;
         }
+        state.leftover = state.latest.is_none() && !bytes.is_empty();
         state.handles = 1;
         state.writers = usize::from(write);
         self.budget.changed(0, state.pieces.in_memory());

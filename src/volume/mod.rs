@@ -23,6 +23,7 @@ mod nodes;
 mod open_file;
 mod pieces;
 mod read;
+mod replace;
 mod shown;
 #[cfg(test)]
 mod tests;

@@ -182,7 +182,7 @@ proptest! {
                     replay.close(from);
                     replay.close(to);
                     let (a, b) = (from.to_string(), to.to_string());
-                    let moved = replay.volume.rename(ROOT_INO, OsStr::new(&a), ROOT_INO, OsStr::new(&b), RenameMode::Replace);
+                    let moved = replay.volume.rename(ROOT_INO, OsStr::new(&a), ROOT_INO, OsStr::new(&b), RenameMode::Replace, Wait::Bounded);
                     prop_assert_eq!(moved.is_ok(), model.contains_key(&from));
                     if from != to && let Some(content) = model.remove(&from) { model.insert(to, content); }
                 }

@@ -36,6 +36,17 @@ pub struct KnownSize {
     pub stored: u64,
 }
 
+impl KnownSize {
+    /// The size of a file that was just written: nobody has looked at the time of its `.f`, so that no time is this one.
+    pub fn just_written(size: u64, stored: u64) -> Self {
+        let ctime = Timestamp {
+            secs: i64::MIN,
+            nanos: 0,
+        };
+        Self { ctime, size, stored }
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     kind: FileKind,

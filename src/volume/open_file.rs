@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
 
 use super::error::{Result, VolumeError};
 use super::pieces::{Pieces, Source};
@@ -66,6 +67,8 @@ pub struct State {
     pub latest: Option<Slot>,
     /// The slot that holds the newest version known to be durable; `None`: the file was empty then.
     pub durable: Option<Slot>,
+    /// The file is empty, but its `.f` is not: what is there did not reach the disk whole, or its blocks did not.
+    pub leftover: bool,
     /// The content is not what the newest slot says.
     pub changed: bool,
     /// The newest commit of the store that the pieces rely on.
@@ -78,6 +81,8 @@ pub struct State {
     pub queued: bool,
     /// Why the last background write-back failed.
     pub failed: Option<String>,
+    /// How many syncs of its content failed while it was open, and how the last one did.
+    pub failed_syncs: (u64, Option<Errno>),
     /// Open handles.
     pub handles: usize,
     /// Those of them that may change the content.
@@ -148,12 +153,14 @@ impl State {
             root: None,
             latest: None,
             durable: None,
+            leftover: false,
             changed: false,
             seq: 0,
             mtime: None,
             unlinked: false,
             queued: false,
             failed: None,
+            failed_syncs: (0, None),
             handles: 0,
             writers: 0,
             given: 0,
@@ -198,6 +205,12 @@ impl State {
             }
         }
         state
+    }
+
+    /// Whether the newest version must be durable before another is written: both slots hold one, and none of the two is durable yet.
+    /// One that is overwritten in place may be lost as a whole, so that nothing would be left.
+    pub fn must_settle(&self) -> bool {
+        self.durable.is_none() && self.latest == Some(Slot::B)
     }
 
     /// The slot for the next version: never the durable one.

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use super::error::{Result, VolumeError};
 use super::nodes::to_host;
 use super::shown::is_shown;
-use super::{ROOT_INO, Volume};
+use super::{ROOT_INO, Volume, Wait};
 use crate::base::names::{self, BadName};
 use crate::base::types::{Attr, Caller, FileKind, RenameMode};
 use crate::folder::host::{kind_of, open_below, stat_at, type_of};
@@ -126,7 +126,10 @@ impl Volume {
         Ok(())
     }
 
-    /// Moves a name.
+    /// Moves a name. What takes the place of another file is durable before.
+    ///
+    /// # Errors
+    /// [`VolumeError::WouldWait`] when that takes a sync and the caller may not wait.
     pub fn rename(
         &self,
         parent: u64,
@@ -134,10 +137,12 @@ impl Volume {
         new_parent: u64,
         new_name: &OsStr,
         mode: RenameMode,
+        wait: Wait,
     ) -> Result<()> {
         self.check_writable()?;
         check_name(parent, name)?;
         check_name(new_parent, new_name)?;
+        self.settle_replacement((parent, name), (new_parent, new_name), mode, wait)?;
         let _alone = self.renames.write();
         let dir = self.nodes.dir(&self.folder, parent)?;
         let new_dir = self.nodes.dir(&self.folder, new_parent)?;
@@ -291,7 +296,7 @@ impl Volume {
     }
 
     /// The host name and inode of a name, whichever kind it has.
-    fn find(&self, dir: &Arc<OwnedFd>, parent: u64, name: &OsStr) -> Result<(OsString, Stat)> {
+    pub(super) fn find(&self, dir: &Arc<OwnedFd>, parent: u64, name: &OsStr) -> Result<(OsString, Stat)> {
         check_name(parent, name).map_err(|error| match error {
             VolumeError::NotPermitted | VolumeError::Exists => VolumeError::NotFound,
             other => other,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::blocks::{Blocks, Cut, Stored};
 use super::error::{Result, VolumeError};
+use super::nodes::KnownSize;
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::{Volume, Wait};
@@ -62,10 +63,22 @@ impl Volume {
         if file.state.lock().unlinked {
             return Ok(());
         }
+        self.settle(file)
+    }
+
+    /// Makes the newest version in the `.f` durable. The caller holds `write_back`, so that no newer one is written meanwhile.
+    fn settle(&self, file: &OpenFile) -> Result<()> {
         self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
-        file.host
-            .sync_all()
-            .map_err(|error| VolumeError::host("fsync the .f", error))?;
+        file.host.sync_all().map_err(|error| {
+            self.sync_failed(file.ino, &error);
+            VolumeError::host("fsync the .f", error)
+        })?;
+        if self.durability.is_suspect(file.ino) {
+            return Err(VolumeError::host(
+                "fsync the .f, of which an earlier sync failed",
+                rustix::io::Errno::IO,
+            ));
+        }
         let mut state = file.state.lock();
         state.durable = state.latest;
         self.durability.is_durable(file.ino, state.generation);
@@ -73,12 +86,19 @@ impl Volume {
     }
 
     fn write_back_locked(&self, file: &OpenFile, what: Spill) -> Result<()> {
+        let suspect = file.writable && self.durability.is_suspect(file.ino);
+        if suspect {
+            file.state.lock().changed = true;
+        }
         for round in 0.. {
             {
                 let state = file.state.lock();
                 if !state.changed || state.unlinked {
                     return Ok(());
                 }
+            }
+            if !suspect && file.state.lock().must_settle() {
+                self.settle(file)?;
             }
             let _quiet = (round >= PATIENT_ROUNDS).then(|| file.gate.write());
             self.expand_upper(file)?;
@@ -342,6 +362,13 @@ impl Volume {
             encoded => encoded.map_err(VolumeError::seal)?,
         };
         let target = state.next_slot();
+        if state.leftover {
+            // Overwritten in place it could be lost in part, and would then count as damaged. The file is empty, and so is its .f now.
+            file.host
+                .set_len(0)
+                .map_err(|error| VolumeError::host("empty the .f", error))?;
+            state.leftover = false;
+        }
         slots::write(&file.host, target, &encoded)
             .map_err(|error| VolumeError::host("write the .f", error))?;
         state.generation = manifest.generation;
@@ -358,7 +385,8 @@ impl Volume {
         self.fragmented.note(file.ino, &state.pieces);
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
-        self.nodes.set_known_size(file.ino, None);
+        let known = KnownSize::just_written(state.pieces.size(), state.pieces.stored());
+        self.nodes.set_known_size(file.ino, Some(known));
         if let Some(mtime) = state.mtime.take() {
             set_mtime(&file.host, mtime)?;
         }

@@ -1,11 +1,14 @@
 //! Disks that are full or lose power: small filesystems on loop devices.
 
+mod cuts;
 mod full;
 mod power;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::harness::command::Cmd;
+use crate::harness::{SOON, wait_for};
 
 /// A filesystem in a file, mounted below a directory of the test.
 struct Disk {
@@ -17,7 +20,7 @@ impl Disk {
     fn new(place: &Path, name: &str, kind: &str, mib: u64) -> Self {
         let (image, at) = (place.join(format!("{name}.img")), place.join(name));
         std::fs::create_dir_all(&at).unwrap();
-        std::fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
         Cmd::new(format!("mkfs.{kind}")).arg("-q").arg(&image).ok();
         Cmd::new("mount").args(["-o", "loop"]).arg(&image).arg(&at).ok();
         Self { at }
@@ -25,15 +28,28 @@ impl Disk {
 
     /// Drops everything that was not synced, as a power cut would, and mounts the disk again.
     fn cut_power(&self) {
-        let source = Cmd::new("findmnt").args(["-no", "SOURCE"]).arg(&self.at).ok();
+        self.power_off();
+        self.power_on();
+    }
+
+    /// From now on nothing reaches the disk any more, and what was not synced is lost.
+    fn power_off(&self) {
         Cmd::new("xfs_io")
             .args(["-x", "-c", "shutdown"])
             .arg(&self.at)
             .ok();
+    }
+
+    /// Mounts the disk again. Nothing may be open on it.
+    fn power_on(&self) {
+        let source = Cmd::new("findmnt").args(["-no", "SOURCE"]).arg(&self.at).ok();
         // The loop device outlives the umount only while something holds it.
         let device = source.trim();
-        let held = std::fs::File::open(device).unwrap();
-        Cmd::new("umount").arg(&self.at).ok();
+        let held = File::open(device).unwrap();
+        // A killed process may take a moment to give up what it had open.
+        wait_for("nothing uses the disk", SOON, || {
+            Cmd::new("umount").arg(&self.at).run().succeeded()
+        });
         Cmd::new("mount").arg(device).arg(&self.at).ok();
         drop(held);
     }

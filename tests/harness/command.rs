@@ -196,6 +196,18 @@ pub struct Running {
 }
 
 impl Running {
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) {
+        super::wait_for("the program ends", WITHIN, || {
+            self.child.try_wait().unwrap().is_some()
+        });
+    }
+
     /// All it said so far.
     pub fn said(&mut self) -> String {
         contents(&mut self.out) + &contents(&mut self.err)

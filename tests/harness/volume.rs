@@ -1,6 +1,7 @@
 //! A volume of the test's own: folder, state directory and mount point in one temporary directory, served by the real programs.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -94,9 +95,12 @@ impl TestVolume {
         self.printed = command.ok();
     }
 
-    /// Writes `dfs.toml`.
+    /// Writes `dfs.toml`, durably.
     pub fn configure(&self, text: &str) {
-        fs::write(self.state.join("dfs.toml"), text).unwrap();
+        let mut file = fs::File::create(self.state.join("dfs.toml")).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.sync_all().unwrap();
+        fs::File::open(&self.state).unwrap().sync_all().unwrap();
     }
 
     pub fn folder(&self) -> &Path {
@@ -199,6 +203,21 @@ impl TestVolume {
         let pid = self.pid.take();
         kill_process(pid.expect("a daemon runs"), signal).unwrap();
         wait_for("the daemon ends after the signal", SOON, || !is_alive(pid));
+    }
+
+    /// As [`Self::kill`], if there is a daemon.
+    pub fn kill_if_running(&mut self) {
+        if self.pid.is_some_and(|pid| is_alive(Some(pid))) {
+            self.kill();
+        }
+        self.pid = None;
+    }
+
+    /// Waits for the end of a daemon that something else has killed.
+    #[track_caller]
+    pub fn wait_for_death(&mut self) {
+        let pid = self.pid.take();
+        wait_for("the daemon ends", SOON, || !is_alive(pid));
     }
 
     /// The daemon's process id.

@@ -2,7 +2,10 @@
 
 mod crash;
 mod damage;
+#[cfg(target_arch = "x86_64")]
+mod faults;
 mod fstab;
+mod kills;
 mod lifecycle;
 mod recovery;
 mod soak;

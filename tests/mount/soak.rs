@@ -8,20 +8,15 @@ use std::time::{Duration, Instant};
 
 use crate::harness::tree;
 use crate::harness::volume::TestVolume;
-use crate::harness::{long, noise};
+use crate::harness::{Dice, long, noise, seed};
 
 #[test]
 fn random_operations_with_kills_and_remounts() {
     let bound = Duration::from_secs(if long() { 600 } else { 20 });
-    let seed = std::env::var("DFS_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) + 1);
-    eprintln!("DFS_TEST_SEED={seed}");
     let mut volume = TestVolume::mounted();
     let model = volume.place().join("model");
     fs::create_dir(&model).unwrap();
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut dice = Dice::new(seed());
     let start = Instant::now();
     while start.elapsed() < bound {
         for _ in 0..150 {
@@ -56,23 +51,11 @@ fn without_virtual<V>(
     tree
 }
 
-/// xorshift64: the same throws for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn name(&mut self) -> PathBuf {
-        let file = format!("f{}", self.below(12));
-        match self.below(4) {
-            0 => PathBuf::from(file),
-            n => PathBuf::from(format!("d{n}")).join(file),
-        }
+fn name(dice: &mut Dice) -> PathBuf {
+    let file = format!("f{}", dice.below(12));
+    match dice.below(4) {
+        0 => PathBuf::from(file),
+        n => PathBuf::from(format!("d{n}")).join(file),
     }
 }
 
@@ -98,16 +81,16 @@ impl Action {
             dice.below(bound)
         };
         match dice.below(16) {
-            0..=3 => Self::Write(dice.name(), seed, small(dice) as usize),
-            4..=6 => Self::Patch(dice.name(), seed, small(dice), small(dice) as usize),
-            7 => Self::Append(dice.name(), seed, dice.below(9_000) as usize),
-            8 => Self::Cut(dice.name(), small(dice)),
-            9..=10 => Self::Rename(dice.name(), dice.name()),
-            11 => Self::Link(dice.name(), dice.name()),
-            12 => Self::Unlink(dice.name()),
+            0..=3 => Self::Write(name(dice), seed, small(dice) as usize),
+            4..=6 => Self::Patch(name(dice), seed, small(dice), small(dice) as usize),
+            7 => Self::Append(name(dice), seed, dice.below(9_000) as usize),
+            8 => Self::Cut(name(dice), small(dice)),
+            9..=10 => Self::Rename(name(dice), name(dice)),
+            11 => Self::Link(name(dice), name(dice)),
+            12 => Self::Unlink(name(dice)),
             13 => Self::MakeDir(dice.below(4)),
             14 => Self::RemoveDir(dice.below(4)),
-            _ => Self::Mode(dice.name(), [0o644, 0o600, 0o755, 0o4755][dice.below(4) as usize]),
+            _ => Self::Mode(name(dice), [0o644, 0o600, 0o755, 0o4755][dice.below(4) as usize]),
         }
     }
 
