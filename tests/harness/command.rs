@@ -200,6 +200,13 @@ impl Running {
     pub fn said(&mut self) -> String {
         contents(&mut self.out) + &contents(&mut self.err)
     }
+
+    /// Kills it and returns all it said.
+    pub fn kill(&mut self) -> String {
+        self.child.kill().ok();
+        self.child.wait().unwrap();
+        self.said()
+    }
 }
 
 impl Drop for Running {
