@@ -2,6 +2,7 @@
 
 mod copies;
 mod databases;
+mod desktop;
 mod editors;
 mod images;
 mod posix;

@@ -1,0 +1,242 @@
+//! A graphical file manager (PCManFM) on a screen in memory: browse, thumbnails, copy, rename, move to the trash. Keys go in as from a
+//! keyboard; what it did is read from the mount, what it shows from the screen's pixels. Nothing is timed: every step waits for what it does.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::harness::command::{Cmd, Running};
+use crate::harness::volume::TestVolume;
+use crate::harness::{SOON, noise, wait_for};
+
+/// Moves to the trash without asking, and shows pictures.
+const LIBFM: &str = "[config]
+use_trash=1
+confirm_del=0
+confirm_trash=0
+thumbnail_local=1
+thumbnail_max=4096
+[ui]
+show_thumbnail=1
+thumbnail_size=128
+";
+
+/// Large icons, so that a thumbnail has some thousand pixels.
+const PCMANFM: &str = "[ui]
+win_width=800
+win_height=500
+view_mode=thumbnail
+";
+
+/// The colour of the pictures: no part of a window has it, and neither has a thumbnail that is shown as selected.
+const COLOUR: [u8; 3] = [0xff, 0x00, 0xff];
+
+/// Pixels of one picture at least.
+const SHOWN: usize = 3_000;
+
+/// A screen, a window manager and a file manager on it. All end with the value.
+struct Desktop {
+    home: PathBuf,
+    display: String,
+    manager: Option<Running>,
+    _windows: Running,
+    _screen: Running,
+}
+
+impl Desktop {
+    fn new(home: PathBuf, show: &Path) -> Self {
+        for (path, text) in [
+            (".config/libfm/libfm.conf", LIBFM),
+            (".config/pcmanfm/default/pcmanfm.conf", PCMANFM),
+        ] {
+            let path = home.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        fs::create_dir(home.join("Templates")).unwrap();
+        // The server chooses a free display and says which. The screen is a file.
+        let screen = Cmd::new("Xvfb")
+            .args([
+                "-displayfd",
+                "1",
+                "-screen",
+                "0",
+                "800x500x24",
+                "-nolisten",
+                "tcp",
+                "-fbdir",
+            ])
+            .arg(&home)
+            .start();
+        wait_for("the screen is there", SOON, || screen.said().contains('\n'));
+        let display = format!(":{}", screen.said().lines().next().unwrap());
+        let windows = on(&home, &display, "openbox").start();
+        let manager = on(&home, &display, "pcmanfm").arg(show).start();
+        let desktop = Self {
+            home,
+            display,
+            manager: Some(manager),
+            _windows: windows,
+            _screen: screen,
+        };
+        desktop.wait_for_window(show.file_name().unwrap().to_str().unwrap());
+        desktop
+    }
+
+    fn xdotool(&self, args: &[&str]) -> String {
+        let ran = on(&self.home, &self.display, "xdotool").args(args).run();
+        ran.out
+    }
+
+    /// Waits until the window with this title takes the keys.
+    #[track_caller]
+    fn wait_for_window(&self, title: &str) {
+        wait_for(&format!("the window {title}"), SOON, || {
+            self.xdotool(&["getwindowfocus", "getwindowname"]).trim() == title
+        });
+    }
+
+    /// Goes to a folder that shows a picture, and waits for the picture.
+    #[track_caller]
+    fn browse(&self, folder: &Path) {
+        self.go(folder);
+        wait_for("the thumbnail", SOON, || self.coloured() > SHOWN);
+    }
+
+    #[track_caller]
+    fn go(&self, folder: &Path) {
+        self.xdotool(&["key", "ctrl+l"]);
+        self.xdotool(&["type", "--delay", "1", folder.to_str().unwrap()]);
+        self.xdotool(&["key", "Return"]);
+        self.wait_for_window(folder.file_name().unwrap().to_str().unwrap());
+    }
+
+    /// Selects all that is shown: a picture is tinted then.
+    #[track_caller]
+    fn select_all(&self) {
+        self.xdotool(&["key", "ctrl+a"]);
+        wait_for("the selection", SOON, || self.coloured() == 0);
+    }
+
+    /// Pixels on the screen that have the pictures' colour.
+    fn coloured(&self) -> usize {
+        let image = fs::read(self.home.join("Xvfb_screen0")).unwrap();
+        // As `xwd` has it: a header that begins with its length, colours, then four bytes for a pixel, blue first.
+        let [red, green, blue] = COLOUR;
+        image
+            .chunks_exact(4)
+            .filter(|pixel| pixel[..3] == [blue, green, red])
+            .count()
+    }
+}
+
+fn on(home: &Path, display: &str, program: &str) -> Cmd {
+    Cmd::new(program)
+        .env("DISPLAY", display)
+        .env("HOME", home)
+        .env("XDG_CONFIG_HOME", home.join(".config"))
+        .env("XDG_CACHE_HOME", home.join(".cache"))
+        .env("XDG_DATA_HOME", home.join(".local/share"))
+        .env("XDG_RUNTIME_DIR", home)
+        .env("DBUS_SESSION_BUS_ADDRESS", "disabled:")
+        .env("NO_AT_BRIDGE", "1")
+        .env("LC_ALL", "C.UTF-8")
+        .dir(home)
+}
+
+/// A picture of one colour, as a BMP file of 200 x 150 pixels.
+fn picture() -> Vec<u8> {
+    let (width, height) = (200_u32, 150_u32);
+    let pixels = width * height * 3;
+    let mut bytes = b"BM".to_vec();
+    for field in [
+        54 + pixels,
+        0,
+        54,
+        40,
+        width,
+        height,
+        1 | 24 << 16,
+        0,
+        pixels,
+        2835,
+        2835,
+        0,
+        0,
+    ] {
+        bytes.extend_from_slice(&field.to_le_bytes());
+    }
+    let [red, green, blue] = COLOUR;
+    bytes.extend([blue, green, red].repeat((width * height) as usize));
+    bytes
+}
+
+#[test]
+fn a_file_manager_browses_copies_renames_and_trashes() {
+    let mut volume = TestVolume::mounted();
+    let at = |name: &str| volume.at(name);
+    for folder in ["Photos", "Copies", "Letters"] {
+        fs::create_dir(at(folder)).unwrap();
+    }
+    let large = noise(3, 3 << 20);
+    fs::write(at("Photos/picture.bmp"), picture()).unwrap();
+    fs::write(at("Photos/large file"), &large).unwrap();
+    fs::write(at("Letters/draft.bmp"), picture()).unwrap();
+    let home = volume.place().join("home");
+    fs::create_dir(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut desktop = Desktop::new(home, volume.mountpoint());
+
+    // Browse, thumbnail, copy.
+    desktop.browse(&at("Photos"));
+    desktop.select_all();
+    desktop.xdotool(&["key", "ctrl+c"]);
+    desktop.go(&at("Copies"));
+    desktop.xdotool(&["key", "ctrl+v"]);
+    wait_for("the copies", SOON, || {
+        let is = |name, content: &[u8]| fs::read(at(name)).is_ok_and(|found| found == content);
+        is("Copies/picture.bmp", &picture()) && is("Copies/large file", &large)
+    });
+    wait_for("the copy's thumbnail", SOON, || desktop.coloured() > SHOWN);
+
+    // Rename.
+    let before = fs::metadata(at("Letters/draft.bmp")).unwrap();
+    desktop.browse(&at("Letters"));
+    desktop.select_all();
+    desktop.xdotool(&["key", "F2"]);
+    desktop.wait_for_window("Rename File");
+    desktop.xdotool(&["type", "--delay", "1", "final"]);
+    desktop.xdotool(&["key", "Return"]);
+    wait_for("the new name", SOON, || at("Letters/final.bmp").exists());
+    assert!(!at("Letters/draft.bmp").exists());
+    assert_eq!(fs::metadata(at("Letters/final.bmp")).unwrap().ino(), before.ino());
+    desktop.wait_for_window("Letters");
+
+    // Move to the trash: as the trash specification has it, into a folder of this user's in the root of the mount.
+    desktop.browse(&at("Copies"));
+    desktop.select_all();
+    desktop.xdotool(&["key", "Delete"]);
+    wait_for("the folder is empty", SOON, || {
+        fs::read_dir(at("Copies")).unwrap().count() == 0
+    });
+    let trash = format!(".Trash-{}", rustix::process::getuid().as_raw());
+    wait_for("the trash has both", SOON, || {
+        fs::read_dir(at(&trash).join("files")).unwrap().count() == 2
+    });
+
+    desktop.manager.take();
+    drop(desktop);
+    volume.kill();
+    volume.mount();
+    let trash = volume.at(&trash);
+    assert_eq!(fs::metadata(&trash).unwrap().mode() & 0o7777, 0o700);
+    assert!(fs::read(trash.join("files/picture.bmp")).unwrap() == picture());
+    assert!(fs::read(trash.join("files/large file")).unwrap() == large);
+    let info = fs::read_to_string(trash.join("info/large file.trashinfo")).unwrap();
+    assert!(
+        info.starts_with("[Trash Info]\nPath=Copies/large%20file\nDeletionDate="),
+        "{info}"
+    );
+    assert!(fs::read(volume.at("Letters/final.bmp")).unwrap() == picture());
+    assert!(fs::read(volume.at("Photos/large file")).unwrap() == large);
+}
