@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::command::{Cmd, Running};
 use crate::harness::volume::TestVolume;
@@ -71,6 +72,12 @@ impl Desktop {
         wait_for("the screen is there", SOON, || screen.said().contains('\n'));
         let display = format!(":{}", screen.said().lines().next().unwrap());
         let windows = on(&home, &display, "openbox").start();
+        wait_for("the window manager", SOON, || {
+            on(&home, &display, "xdotool")
+                .arg("get_num_desktops")
+                .run()
+                .succeeded()
+        });
         let manager = on(&home, &display, "pcmanfm").arg(show).start();
         let desktop = Self {
             home,
@@ -88,19 +95,49 @@ impl Desktop {
         ran.out
     }
 
+    fn window(&self) -> String {
+        self.xdotool(&["getwindowfocus", "getwindowname"])
+            .trim()
+            .to_owned()
+    }
+
     /// Waits until the window with this title takes the keys.
     #[track_caller]
     fn wait_for_window(&self, title: &str) {
         wait_for(&format!("the window {title}"), SOON, || {
-            self.xdotool(&["getwindowfocus", "getwindowname"]).trim() == title
+            if self.window() == title {
+                return true;
+            }
+            self.xdotool(&[
+                "search",
+                "--onlyvisible",
+                "--name",
+                &format!("^{title}$"),
+                "windowactivate",
+            ]);
+            false
         });
     }
 
-    /// Goes to a folder that shows a picture, and waits for the picture.
+    /// Presses keys, and again every few seconds, until they had their effect: a window that is busy may drop some.
     #[track_caller]
-    fn browse(&self, folder: &Path) {
+    fn press(&self, keys: &[&str], what: &str, mut done: impl FnMut() -> bool) {
+        let mut pressed: Option<Instant> = None;
+        wait_for(what, SOON, || {
+            if pressed.is_none_or(|at| at.elapsed() > Duration::from_secs(4)) {
+                self.xdotool(&[&["key"], keys].concat());
+                pressed = Some(Instant::now());
+            }
+            done()
+        });
+    }
+
+    /// Goes to a folder that shows a picture, waits for the picture, and selects all: a selected picture is tinted.
+    #[track_caller]
+    fn select_all_in(&self, folder: &Path) {
         self.go(folder);
         wait_for("the thumbnail", SOON, || self.coloured() > SHOWN);
+        self.press(&["ctrl+a"], "the selection", || self.coloured() == 0);
     }
 
     #[track_caller]
@@ -109,13 +146,6 @@ impl Desktop {
         self.xdotool(&["type", "--delay", "1", folder.to_str().unwrap()]);
         self.xdotool(&["key", "Return"]);
         self.wait_for_window(folder.file_name().unwrap().to_str().unwrap());
-    }
-
-    /// Selects all that is shown: a picture is tinted then.
-    #[track_caller]
-    fn select_all(&self) {
-        self.xdotool(&["key", "ctrl+a"]);
-        wait_for("the selection", SOON, || self.coloured() == 0);
     }
 
     /// Pixels on the screen that have the pictures' colour.
@@ -188,12 +218,10 @@ fn a_file_manager_browses_copies_renames_and_trashes() {
     let mut desktop = Desktop::new(home, volume.mountpoint());
 
     // Browse, thumbnail, copy.
-    desktop.browse(&at("Photos"));
-    desktop.select_all();
+    desktop.select_all_in(&at("Photos"));
     desktop.xdotool(&["key", "ctrl+c"]);
     desktop.go(&at("Copies"));
-    desktop.xdotool(&["key", "ctrl+v"]);
-    wait_for("the copies", SOON, || {
+    desktop.press(&["ctrl+v"], "the copies", || {
         let is = |name, content: &[u8]| fs::read(at(name)).is_ok_and(|found| found == content);
         is("Copies/picture.bmp", &picture()) && is("Copies/large file", &large)
     });
@@ -201,10 +229,10 @@ fn a_file_manager_browses_copies_renames_and_trashes() {
 
     // Rename.
     let before = fs::metadata(at("Letters/draft.bmp")).unwrap();
-    desktop.browse(&at("Letters"));
-    desktop.select_all();
-    desktop.xdotool(&["key", "F2"]);
-    desktop.wait_for_window("Rename File");
+    desktop.select_all_in(&at("Letters"));
+    desktop.press(&["F2"], "the question for a name", || {
+        desktop.window() == "Rename File"
+    });
     desktop.xdotool(&["type", "--delay", "1", "final"]);
     desktop.xdotool(&["key", "Return"]);
     wait_for("the new name", SOON, || at("Letters/final.bmp").exists());
@@ -213,15 +241,11 @@ fn a_file_manager_browses_copies_renames_and_trashes() {
     desktop.wait_for_window("Letters");
 
     // Move to the trash: as the trash specification has it, into a folder of this user's in the root of the mount.
-    desktop.browse(&at("Copies"));
-    desktop.select_all();
-    desktop.xdotool(&["key", "Delete"]);
-    wait_for("the folder is empty", SOON, || {
-        fs::read_dir(at("Copies")).unwrap().count() == 0
-    });
+    desktop.select_all_in(&at("Copies"));
     let trash = format!(".Trash-{}", rustix::process::getuid().as_raw());
-    wait_for("the trash has both", SOON, || {
-        fs::read_dir(at(&trash).join("files")).unwrap().count() == 2
+    desktop.press(&["Delete"], "the trash has both", || {
+        let count = |folder: PathBuf| fs::read_dir(folder).map(Iterator::count).ok();
+        count(at("Copies")) == Some(0) && count(at(&trash).join("files")) == Some(2)
     });
 
     desktop.manager.take();
