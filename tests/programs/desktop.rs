@@ -55,9 +55,11 @@ impl Desktop {
             fs::write(path, text).unwrap();
         }
         fs::create_dir(home.join("Templates")).unwrap();
-        // The server chooses a free display and says which. The screen is a file.
+        // A number of this process's own: servers that look for a free one by themselves may find the same. The screen is a file.
+        let display = format!(":{}", 1_000 + std::process::id() % 50_000);
         let screen = Cmd::new("Xvfb")
             .args([
+                &display,
                 "-displayfd",
                 "1",
                 "-screen",
@@ -70,7 +72,6 @@ impl Desktop {
             .arg(&home)
             .start();
         wait_for("the screen is there", SOON, || screen.said().contains('\n'));
-        let display = format!(":{}", screen.said().lines().next().unwrap());
         let windows = on(&home, &display, "openbox").start();
         wait_for("the window manager", SOON, || {
             on(&home, &display, "xdotool")

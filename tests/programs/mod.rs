@@ -6,6 +6,7 @@ mod desktop;
 mod editors;
 mod images;
 mod posix;
+mod semantics;
 mod sources;
 mod stress;
 
