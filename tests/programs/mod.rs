@@ -1,5 +1,6 @@
 //! Programs that people use, inside a mount: what they check themselves is the test.
 
+mod beside;
 mod copies;
 mod databases;
 mod desktop;

@@ -161,46 +161,45 @@ fn the_last_access_is_noted_as_the_mount_says() {
             fs::read(path).unwrap();
         }
     };
-    // (options, an access later than the change is noted, one earlier than the change is)
-    for (options, later, earlier) in [
-        ("noatime", false, false),
-        ("relatime", false, true),
-        ("strictatime", true, true),
-    ] {
+    for options in ["noatime", "relatime"] {
         volume.unmount();
         volume.mount_with(["-o", options]);
         // The second time, the file is known to the daemon and its pages to the kernel.
-        for round in 0..2 {
-            for name in names {
-                let path = volume.at(name);
-                let recent = now() / 1_000_000_000;
-                for (expected, atime, mtime) in
-                    [(later, recent as i64 - 100, 1), (earlier, 1, recent as i64 - 100)]
-                {
-                    set(&path, (atime, 0), (mtime, 0));
-                    read(&path);
-                    // The last change of anything is younger than both: for relatime the access is older than that.
-                    let expected = if options == "relatime" { true } else { expected };
-                    let noted = times(&path).0 != i128::from(atime) * 1_000_000_000;
-                    assert_eq!(noted, expected, "{options}, {name}, round {round}");
-                    let (_, _, ctime) = times(&path);
-                    read(&path);
-                    let (_, new_mtime, new_ctime) = times(&path);
-                    assert_eq!(new_ctime, ctime, "reading changes nothing else");
-                    assert_eq!(new_mtime, i128::from(mtime) * 1_000_000_000);
-                    if options == "relatime" {
-                        let (once, _, _) = times(&path);
-                        tick();
-                        read(&path);
-                        assert_eq!(
-                            times(&path).0,
-                            once,
-                            "an access later than every change is not noted again"
-                        );
-                    }
-                }
-            }
+        for (round, name) in [0, 1]
+            .into_iter()
+            .flat_map(|round| names.map(|name| (round, name)))
+        {
+            let path = volume.at(name);
+            set(&path, (1_000, 7), (2_000, 8));
+            let (_, _, ctime) = times(&path);
+            assert_eq!(times(&path).0, 1_000_000_000_007, "looking at it is no access");
+            tick();
+            read(&path);
+            let (noted, mtime, new_ctime) = times(&path);
+            assert_eq!(
+                noted == 1_000_000_000_007,
+                options == "noatime",
+                "{options}, {name}, round {round}"
+            );
+            assert_eq!(
+                (mtime, new_ctime),
+                (2_000_000_000_008, ctime),
+                "an access changes nothing else"
+            );
+            tick();
+            read(&path);
+            assert_eq!(
+                times(&path).0,
+                noted,
+                "an access later than every change is not noted again"
+            );
         }
+        // Who asks not to be noted, is not.
+        set(&volume.at("inline"), (1_000, 7), (2_000, 8));
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOATIME;
+        let unseen = rustix::fs::open(volume.at("inline"), flags, Mode::empty()).unwrap();
+        assert_eq!(rustix::io::read(&unseen, &mut [0; 7]), Ok(7));
+        assert_eq!(times(&volume.at("inline")).0, 1_000_000_000_007);
     }
 }
 
@@ -240,7 +239,6 @@ fn extended_attributes_in_every_namespace() {
             assert_eq!(get(&path, name), Ok(Vec::new()));
             rustix::fs::setxattr(&path, name, &noise(1, 1_500), noflags()).unwrap();
             assert_eq!(rustix::fs::getxattr(&path, name, &mut [0; 10]), Err(Errno::RANGE));
-            assert_eq!(rustix::fs::getxattr(&path, name, &mut [0_u8; 0]), Ok(1_500));
             if name != "user.note" {
                 rustix::fs::removexattr(&path, name).unwrap();
             }

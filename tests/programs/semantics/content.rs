@@ -321,7 +321,10 @@ fn an_open_file_without_a_name_lives_until_it_is_closed() {
             .map(|entry| entry.unwrap().file_name())
             .collect()
     };
-    let (mut listed, mut before) = (names(), vec![std::ffi::OsString::from(".dfs"), "replaced.f".into()]);
+    let (mut listed, mut before) = (
+        names(),
+        vec![std::ffi::OsString::from(".dfs"), "replaced.f".into()],
+    );
     listed.sort();
     before.sort();
     assert_eq!(

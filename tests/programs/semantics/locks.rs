@@ -8,7 +8,7 @@ use crate::harness::volume::TestVolume;
 /// Ways to take a lock, by name; each raises `BlockingIOError` when somebody else has it.
 const LOCKS: &str = r#"
 def flock(fd, kind): fcntl.flock(fd, kind | fcntl.LOCK_NB)
-def posix(fd, kind, start=0, length=0): fcntl.lockf(fd, kind | fcntl.LOCK_NB, length, start)
+def posix(fd, kind, start=0, length=0): fcntl.lockf(fd, kind if kind == UN else kind | fcntl.LOCK_NB, length, start)
 def ofd(fd, kind, start=0, length=0):
     number = {fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}[kind]
     fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", number, os.SEEK_SET, start, length, 0))
