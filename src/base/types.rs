@@ -123,6 +123,8 @@ pub struct OpenMode {
     pub truncate: bool,
     /// `O_SYNC` or `O_DSYNC`: every write is an fsync.
     pub sync: bool,
+    /// The opening is noted as an access, when the host notes accesses to its own files.
+    pub note_access: bool,
 }
 
 /// One entry of a directory listing.

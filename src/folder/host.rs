@@ -87,25 +87,36 @@ impl Folder {
     }
 }
 
-/// Opens one host name (or a path of several) below a directory handle, without following links or crossing mounts.
+/// Opens one host name (or a path of several) below a directory handle, without following links or crossing mounts. What is read through
+/// it is no access that anybody sees, until `note_access` says otherwise.
 pub fn open_below(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
+    let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOATIME;
     loop {
-        match rustix::fs::openat2(
-            dir,
-            name,
-            flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            mode,
-            resolve,
-        ) {
+        match rustix::fs::openat2(dir, name, flags, mode, resolve) {
             // openat2 gives up with EAGAIN when a rename races with its walk; it does not block.
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            // Only the owner and root may read unseen.
+            Err(rustix::io::Errno::PERM) if flags.contains(OFlags::NOATIME) => flags.remove(OFlags::NOATIME),
             other => return Ok(other?),
         }
     }
+}
+
+/// Makes the next readings through a descriptor accesses that the host notes, or not, as its mount says.
+pub fn note_access(file: BorrowedFd<'_>, note: bool) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(
+        file,
+        if note {
+            flags - OFlags::NOATIME
+        } else {
+            flags | OFlags::NOATIME
+        },
+    )?)
 }
 
 /// The host inode behind a name, links not followed.

@@ -343,8 +343,13 @@ impl Filesystem for Adapter {
         self.sync("fsync", reply, Volume::fsync, fh);
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let result = self.shared.volume.opendir(ino.0);
+    fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let note = self.shared.note_access && flags.0 & libc::O_NOATIME == 0;
+        let result = self.shared.volume.opendir(ino.0).inspect(|fh| {
+            if note && let Err(error) = self.shared.volume.note_listing(*fh) {
+                tracing::debug!(%error, "an access is not noted");
+            }
+        });
         answer("opendir", reply, result, |reply, fh| {
             reply.opened(FileHandle(fh), FopenFlags::empty())
         });

@@ -12,11 +12,11 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyXattr, Request,
 };
 
-use super::MountRequest;
 use super::attr::{self, Owner};
 use super::init::Agreed;
 use super::pool::Pool;
 use super::reply::{Answer, answer};
+use super::{Atime, MountRequest};
 use crate::base::types::{Attr, Caller, FileKind, OpenMode, SetAttr, Timestamp};
 use crate::volume::{Beside, Opened, Result, Volume, VolumeError, Wait};
 
@@ -55,6 +55,7 @@ impl Adapter {
             ttl: request.ttl,
             sync: request.flags.sync,
             dirsync: request.flags.sync || request.flags.dirsync,
+            note_access: request.flags.atime != Atime::Never,
         };
         Self {
             shared: Arc::new(shared),
@@ -118,6 +119,9 @@ impl Adapter {
             append: write && flags & libc::O_APPEND != 0 && !writeback,
             truncate: flags & libc::O_TRUNC != 0,
             sync: write && (self.shared.sync || flags & libc::O_DSYNC != 0),
+            note_access: access != OpenAccMode::O_WRONLY
+                && self.shared.note_access
+                && flags & libc::O_NOATIME == 0,
         }
     }
 }
@@ -132,6 +136,7 @@ pub(super) struct Shared {
     pub(super) ttl: Duration,
     pub(super) sync: bool,
     pub(super) dirsync: bool,
+    pub(super) note_access: bool,
 }
 
 impl Shared {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -27,7 +28,7 @@ use super::write_back::{STREAM_MIN, Spill};
 use super::{Allocate, Opened, SeekTo, Volume, Wait};
 use crate::base::limits::FILE_MAX;
 use crate::base::types::{Attr, Caller, FileKind, OpenMode};
-use crate::folder::host::{attr_of, open_below};
+use crate::folder::host::{self, attr_of, open_below};
 use crate::folder::slots::SlotBytes;
 use crate::object::slot;
 
@@ -134,6 +135,17 @@ impl Handles {
     }
 }
 
+/// Reads a byte of the `.f` as a program would: the host decides whether that changes the time of the last access. It changes no other,
+/// as setting the time would. A file is as good without it.
+fn note_access(host: &File) {
+    let noted = host::note_access(host.as_fd(), true)
+        .and_then(|()| host.read_at(&mut [0], 0))
+        .and_then(|_| host::note_access(host.as_fd(), false));
+    if let Err(error) = noted {
+        tracing::debug!(%error, "an access is not noted");
+    }
+}
+
 impl Volume {
     /// Opens a file. May have to wait for the kernel's cache when it is opened for writing.
     pub fn open(&self, ino: u64, mode: OpenMode, wait: Wait) -> Result<Opened> {
@@ -162,6 +174,9 @@ impl Volume {
         {
             self.give_back(&file, write);
             return Err(error);
+        }
+        if mode.note_access {
+            note_access(&file.host);
         }
         let generation = file.state.lock().generation;
         let keep_cache = self.nodes.content_seen(ino, generation) && !mode.truncate;

@@ -14,7 +14,7 @@ use super::shown::is_shown;
 use super::{ROOT_INO, Volume};
 use crate::base::names::{self, HostName, TEMP_PREFIX};
 use crate::base::types::{Attr, DirEntry, FileKind};
-use crate::folder::host::{kind_of, open_below, stat_at};
+use crate::folder::host::{self, kind_of, open_below, stat_at};
 
 /// Room for the entries that the host returns at once, in bytes.
 const BUFFER: usize = 32 << 10;
@@ -50,6 +50,16 @@ impl Volume {
             dir: Arc::new(dir),
             at: Mutex::new(0),
         }))
+    }
+
+    /// Makes listing an open directory an access to it, when the host notes accesses to its own.
+    pub fn note_listing(&self, fh: u64) -> Result<()> {
+        let handle = self.handles.dir(fh)?;
+        if is_shown(handle.ino) {
+            return Ok(());
+        }
+        host::note_access(handle.dir.as_fd(), true)
+            .map_err(|error| VolumeError::host("note the access", error))
     }
 
     /// Closes a directory.

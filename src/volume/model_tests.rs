@@ -1,4 +1,6 @@
 //! Random operations on the volume and on a plain map of names to bytes, with the daemon dying in between.
+//!
+//! A few sequences in a quick run, thousands with `tests/run --long`, any number with `PROPTEST_CASES`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -54,8 +56,13 @@ enum Op {
     Fold {
         file: u8,
     },
-    /// The daemon dies: what was flushed is still there, what was not may be.
+    Fsync {
+        file: u8,
+    },
+    /// The daemon dies when every file is closed: all is still there.
     Restart,
+    /// The daemon dies with files open: each is what it was when it was flushed, or any whole version since.
+    Crash,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -75,9 +82,36 @@ fn op() -> impl Strategy<Value = Op> {
         3 => file.clone().prop_map(|file| Op::Flush { file }),
         3 => (file.clone(), 1u8..30, any::<u64>())
             .prop_map(|(file, count, seed)| Op::Scatter { file, count, seed }),
-        1 => file.prop_map(|file| Op::Fold { file }),
+        1 => file.clone().prop_map(|file| Op::Fold { file }),
+        1 => file.prop_map(|file| Op::Fsync { file }),
         1 => Just(Op::Restart),
+        1 => Just(Op::Crash),
     ]
+}
+
+/// A file of the model.
+#[derive(Debug, Clone, Default)]
+struct Modelled {
+    now: Vec<u8>,
+    /// Every content since the last flush but the present one: what a crash may leave.
+    since: Vec<Vec<u8>>,
+}
+
+impl Modelled {
+    fn change(&mut self, with: impl FnOnce(&mut Vec<u8>)) {
+        self.since.push(self.now.clone());
+        with(&mut self.now);
+    }
+}
+
+type Model = BTreeMap<u8, Modelled>;
+
+fn cases() -> u32 {
+    let long = std::env::var("NEXTEST_PROFILE").is_ok_and(|profile| profile == "long");
+    let wanted = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    wanted.unwrap_or(if long { 3_000 } else { 24 })
 }
 
 /// The mount's side of the comparison: every file is kept open for writing, as a program would.
@@ -107,60 +141,70 @@ impl Replay {
         fh
     }
 
-    fn close(&mut self, file: u8) {
+    fn close(&mut self, file: u8, model: &mut Model) {
         if let Some(fh) = self.open.remove(&file) {
             self.volume.flush(fh).unwrap();
             self.volume.release(fh);
+            model.entry(file).or_default().since.clear();
         }
     }
 
-    fn close_all(&mut self) {
+    fn close_all(&mut self, model: &mut Model) {
         for file in 0..4 {
-            self.close(file);
+            self.close(file, model);
         }
+    }
+
+    /// Leaves everything as a dead daemon leaves it, and starts another.
+    fn die(&mut self) {
+        self.open.clear();
+        self.volume.background.stop();
+        self.volume = self.bench.start();
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn the_volume_is_a_map_of_names_to_bytes(ops in proptest::collection::vec(op(), 1..40)) {
         let bench = Bench::new();
         let volume = bench.start();
         let mut replay = Replay { bench, volume, open: BTreeMap::new() };
-        let mut model: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        let mut model = Model::new();
         for op in ops {
             match op {
                 Op::Write { file, offset, len, seed } => {
                     let data = noise(len as usize, seed);
                     let fh = replay.handle(file);
                     replay.volume.write(fh, u64::from(offset), &data, Wait::Bounded).unwrap();
-                    let content = model.entry(file).or_default();
                     let end = offset as usize + data.len();
-                    content.resize(content.len().max(end), 0);
-                    content[offset as usize..end].copy_from_slice(&data);
+                    model.entry(file).or_default().change(|content| {
+                        content.resize(content.len().max(end), 0);
+                        content[offset as usize..end].copy_from_slice(&data);
+                    });
                 }
                 Op::Truncate { file, size } => {
-                    replay.close(file);
+                    replay.close(file, &mut model);
                     let Ok(attr) = replay.volume.lookup(ROOT_INO, OsStr::new(&file.to_string())) else { continue };
                     let set = SetAttr { size: Some(u64::from(size)), ..SetAttr::default() };
                     replay.volume.setattr(attr.ino, None, &set, &CALLER).unwrap();
-                    model.entry(file).or_default().resize(size as usize, 0);
+                    model.entry(file).or_default().change(|content| content.resize(size as usize, 0));
                 }
                 Op::Punch { file, offset, len } => {
                     let fh = replay.handle(file);
                     replay.volume.fallocate(fh, u64::from(offset), u64::from(len), Allocate::PunchHole, true).unwrap();
-                    let content = model.entry(file).or_default();
-                    let end = (offset as usize + len as usize).min(content.len());
-                    if (offset as usize) < end { content[offset as usize..end].fill(0); }
+                    model.entry(file).or_default().change(|content| {
+                        let end = (offset as usize + len as usize).min(content.len());
+                        if (offset as usize) < end { content[offset as usize..end].fill(0); }
+                    });
                 }
                 Op::Copy { from, offset, to, to_offset, len } => {
                     let (source, target) = (replay.handle(from), replay.handle(to));
                     let copied = replay.volume.copy_file_range(
                         source, u64::from(offset), target, u64::from(to_offset), u64::from(len),
                     );
-                    let content = model.entry(from).or_default();
+                    let content = &model.entry(from).or_default().now;
                     let end = content.len().min(offset as usize + len as usize);
                     let part = content.get(offset as usize..end).unwrap_or_default().to_vec();
                     let target = model.entry(to).or_default();
@@ -173,40 +217,57 @@ proptest! {
                     } else {
                         prop_assert_eq!(copied.unwrap(), part.len() as u64);
                         if !part.is_empty() {
-                            target.resize(target.len().max(to_offset + part.len()), 0);
-                            target[to_offset..to_offset + part.len()].copy_from_slice(&part);
+                            target.change(|target| {
+                                target.resize(target.len().max(to_offset + part.len()), 0);
+                                target[to_offset..to_offset + part.len()].copy_from_slice(&part);
+                            });
                         }
                     }
                 }
                 Op::Rename { from, to } => {
-                    replay.close(from);
-                    replay.close(to);
+                    replay.close(from, &mut model);
+                    replay.close(to, &mut model);
                     let (a, b) = (from.to_string(), to.to_string());
                     let moved = replay.volume.rename(ROOT_INO, OsStr::new(&a), ROOT_INO, OsStr::new(&b), RenameMode::Replace, Wait::Bounded);
                     prop_assert_eq!(moved.is_ok(), model.contains_key(&from));
                     if from != to && let Some(content) = model.remove(&from) { model.insert(to, content); }
                 }
                 Op::Unlink { file } => {
-                    replay.close(file);
+                    replay.close(file, &mut model);
                     let gone = replay.volume.unlink(ROOT_INO, OsStr::new(&file.to_string()));
                     prop_assert_eq!(gone.is_ok(), model.remove(&file).is_some());
                 }
                 Op::Flush { file } => {
-                    if let Some(fh) = replay.open.get(&file) { replay.volume.flush(*fh).unwrap(); }
+                    if let Some(fh) = replay.open.get(&file) {
+                        replay.volume.flush(*fh).unwrap();
+                        model.entry(file).or_default().since.clear();
+                    }
+                }
+                Op::Fsync { file } => {
+                    if let Some(fh) = replay.open.get(&file) {
+                        replay.volume.fsync(*fh).unwrap();
+                        model.entry(file).or_default().since.clear();
+                    }
                 }
                 Op::Scatter { file, count, seed } => {
                     let fh = replay.handle(file);
                     let content = model.entry(file).or_default();
                     for n in 0..u64::from(count) {
                         let random = seed.wrapping_add(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+                        let size = content.now.len();
                         // The last ones append.
-                        let offset = if n > 20 { content.len() } else { random as usize % (content.len() + 1) };
+                        let offset = if n > 20 { size } else { random as usize % (size + 1) };
                         let data = noise(1 + random as usize % 5_000, random);
                         replay.volume.write(fh, offset as u64, &data, Wait::Bounded).unwrap();
                         let end = offset + data.len();
-                        content.resize(content.len().max(end), 0);
-                        content[offset..end].copy_from_slice(&data);
-                        if n % 3 == 2 { replay.volume.fsync(fh).unwrap(); }
+                        content.change(|content| {
+                            content.resize(size.max(end), 0);
+                            content[offset..end].copy_from_slice(&data);
+                        });
+                        if n % 3 == 2 {
+                            replay.volume.fsync(fh).unwrap();
+                            content.since.clear();
+                        }
                     }
                 }
                 Op::Fold { file } => {
@@ -224,13 +285,22 @@ proptest! {
                     prop_assert!(only_short);
                 }
                 Op::Restart => {
-                    replay.close_all();
-                    // Not a shutdown: the old volume is left as a dead daemon leaves it.
-                    replay.volume = replay.bench.start();
+                    replay.close_all(&mut model);
+                    replay.die();
+                }
+                Op::Crash => {
+                    replay.die();
+                    for (file, content) in &mut model {
+                        let attr = replay.volume.lookup(ROOT_INO, OsStr::new(&file.to_string())).unwrap();
+                        let found = read_all(&replay.volume, attr.ino);
+                        let was = found == content.now || content.since.contains(&found);
+                        prop_assert!(was, "file {} is no version of its own: {} bytes", file, found.len());
+                        *content = Modelled { now: found, since: Vec::new() };
+                    }
                 }
             }
         }
-        replay.close_all();
+        replay.close_all(&mut model);
         for (round, volume) in [Arc::clone(&replay.volume), replay.bench.start()].iter().enumerate() {
             let fh = volume.opendir(ROOT_INO).unwrap();
             let mut names = Vec::new();
@@ -242,8 +312,8 @@ proptest! {
             prop_assert_eq!(&names, &model.keys().map(|file| file.to_string()).collect::<Vec<_>>());
             for (file, content) in &model {
                 let attr = volume.lookup(ROOT_INO, OsStr::new(&file.to_string())).unwrap();
-                prop_assert_eq!(attr.size, content.len() as u64);
-                prop_assert!(&read_all(volume, attr.ino) == content, "file {} in round {}", file, round);
+                prop_assert_eq!(attr.size, content.now.len() as u64);
+                prop_assert!(read_all(volume, attr.ino) == content.now, "file {} in round {}", file, round);
             }
         }
     }

@@ -22,6 +22,7 @@ pub(super) const RW: OpenMode = OpenMode {
     append: false,
     truncate: false,
     sync: false,
+    note_access: false,
 };
 
 pub(super) struct Bench {

@@ -4,7 +4,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -89,7 +90,7 @@ impl Cmd {
     /// Runs it to its end. Panics only when it cannot be started or does not end in time.
     #[track_caller]
     pub fn run(mut self) -> Ran {
-        let (mut out, mut err, mut child) = self.spawn();
+        let (out, err, mut child) = self.spawn();
         let start = Instant::now();
         let status = loop {
             match child.try_wait().unwrap() {
@@ -104,8 +105,8 @@ impl Cmd {
         let ran = Ran {
             line: self.line,
             status,
-            out: contents(&mut out),
-            err: contents(&mut err),
+            out: contents(&out),
+            err: contents(&err),
         };
         assert!(
             ran.status.is_some(),
@@ -209,8 +210,15 @@ impl Running {
     }
 
     /// All it said so far.
-    pub fn said(&mut self) -> String {
-        contents(&mut self.out) + &contents(&mut self.err)
+    pub fn said(&self) -> String {
+        contents(&self.out) + &contents(&self.err)
+    }
+
+    /// Kills it and returns all it said.
+    pub fn kill(&mut self) -> String {
+        self.child.kill().ok();
+        self.child.wait().unwrap();
+        self.said()
     }
 }
 
@@ -233,9 +241,15 @@ pub fn own_path(name: &str) -> PathBuf {
     std::env::var_os("DFS_TEST_PROGRAMS").map_or_else(|| built.into(), |dir| PathBuf::from(dir).join(name))
 }
 
-fn contents(file: &mut File) -> String {
-    let mut bytes = Vec::new();
-    file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
+/// All of a file, read without moving the place at which the program that shares it writes on.
+fn contents(file: &File) -> String {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    let mut read = 0;
+    while read < bytes.len() {
+        match file.read_at(&mut bytes[read..], read as u64).unwrap() {
+            0 => break,
+            more => read += more,
+        }
+    }
+    String::from_utf8_lossy(&bytes[..read]).into_owned()
 }

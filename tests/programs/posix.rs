@@ -126,3 +126,20 @@ fn fsx_finds_every_byte_where_it_was_put() {
         }
     }
 }
+#[test]
+fn locks_maps_and_appends_of_several_processes() {
+    let volume = TestVolume::mounted();
+    let script = r#"
+for p in 1 2 3 4; do
+  ( for n in $(seq 50); do flock lock -c "echo $p-$n >> log"; done ) &
+done
+wait
+wc -l < log
+sort -u log | wc -l
+(for p in 1 2 3 4; do ( for n in $(seq 200); do echo "$p $n padding padding" >> appended; done ) & done; wait)
+sort -u appended | wc -l
+cp /bin/ls own-ls && ./own-ls own-ls
+"#;
+    let said = Cmd::bash(script).dir(volume.mountpoint()).within(MINUTES).ok();
+    assert_eq!(said, "200\n200\n800\nown-ls\n");
+}

@@ -110,6 +110,13 @@ pub struct Tiered {
     admitter: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Its thread ends with it, also where nobody closed it.
+impl Drop for Tiered {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl std::fmt::Debug for Tiered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tiered")
