@@ -48,14 +48,14 @@ struct Plan {
 impl Volume {
     /// Brings the `.f` up to date with what was written. It survives the death of the process when this returns.
     pub(super) fn write_back(&self, file: &OpenFile) -> Result<()> {
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.write_back_locked(file)
     }
 
     /// As `write_back`, and survives a power cut.
     pub(super) fn write_through(&self, file: &OpenFile) -> Result<()> {
         // Until the newest version is known to be durable no newer one may be written over it.
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.write_back_locked(file)?;
         if file.state.lock().unlinked {
             return Ok(());
@@ -78,7 +78,10 @@ impl Volume {
                     return Ok(());
                 }
             }
-            let _quiet = (round >= PATIENT_ROUNDS).then(|| file.gate.write());
+            let _quiet = match round >= PATIENT_ROUNDS {
+                true => Some(file.close_gate()?),
+                false => None,
+            };
             self.expand_upper(file)?;
             if self.write_small(file)? {
                 return Ok(());
@@ -101,7 +104,7 @@ impl Volume {
 
     /// Seals what is in memory without touching the `.f`.
     pub(super) fn spill(&self, file: &OpenFile, what: Spill) -> Result<()> {
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.spill_locked(file, what)
     }
 
