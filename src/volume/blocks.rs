@@ -258,6 +258,13 @@ impl Blocks {
         *self.watch.write() = Some(Mutex::default());
     }
 
+    /// During a collection, takes note of blocks that a `.f` names from now on.
+    pub fn take_note(&self, ids: impl FnOnce() -> Vec<BlockId>) {
+        if let Some(taken_up) = &*self.watch.read() {
+            taken_up.lock().extend(ids());
+        }
+    }
+
     /// Ends what `begin_watch` began.
     pub fn end_watch(&self) {
         *self.watch.write() = None;

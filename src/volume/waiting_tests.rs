@@ -150,3 +150,39 @@ fn a_file_that_waits_for_the_network_keeps_no_other_waiting() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_file_that_is_closed_during_a_collection_keeps_its_blocks() {
+    let bench = Bench::new();
+    let volume = bench.start();
+    let content = noise(6 << 20, 3);
+    let (attr, opened) = volume
+        .create(ROOT_INO, OsStr::new("f"), 0o644, RW, &CALLER)
+        .unwrap();
+    volume.write(opened.fh, 0, &content, Wait::Bounded).unwrap();
+    // Sealed before the collection begins, named by the .f while it runs.
+    volume
+        .spill(&volume.handles.open_file(attr.ino).unwrap(), Spill::All)
+        .unwrap();
+    volume.blocks.begin_watch();
+    let mut marked = volume.mark_folder().unwrap();
+    volume.flush(opened.fh).unwrap();
+    volume.release(opened.fh);
+    assert!(volume.handles.open_file(attr.ino).is_none());
+    volume.mark_open(&mut marked).unwrap();
+    volume.sweep(&marked).unwrap();
+    volume.blocks.end_watch();
+    drop(volume);
+    let volume = bench.start();
+    let ino = volume.lookup(ROOT_INO, OsStr::new("f")).unwrap().ino;
+    let read = OpenMode {
+        read: true,
+        ..OpenMode::default()
+    };
+    let opened = volume.open(ino, read).unwrap();
+    let mut all = Vec::new();
+    volume
+        .read(opened.fh, 0, 8 << 20, &mut all, Wait::Bounded)
+        .unwrap();
+    assert!(all == content);
+}

@@ -11,6 +11,7 @@ use super::error::{Result, VolumeError};
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::{Volume, Wait};
+use crate::base::BlockId;
 use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
 use crate::base::types::Timestamp;
 use crate::folder::slots;
@@ -229,7 +230,7 @@ impl Volume {
         let (leaves, mut seq) = self.leaf_refs(&state.pieces)?;
         seq = seq.max(state.seq);
         let intact: Vec<(u64, IndexRef)> = offsets(&leaves).collect();
-        let (mut depth, mut refs) = (1, leaves);
+        let (mut depth, mut refs, mut between) = (1, leaves, Vec::new());
         while !slot::fits(&Content::Index {
             depth,
             refs: refs.clone(),
@@ -241,6 +242,7 @@ impl Volume {
                 .collect();
             let (ids, put) = store_all(&self.blocks, &encoded)?;
             seq = seq.max(put);
+            between.extend_from_slice(&ids);
             refs = groups
                 .iter()
                 .zip(ids)
@@ -251,7 +253,9 @@ impl Volume {
                 .collect();
             depth += 1;
         }
-        self.commit(file, state, Content::Index { depth, refs }, seq, intact)
+        self.commit(file, state, Content::Index { depth, refs }, seq, intact)?;
+        self.blocks.take_note(|| between);
+        Ok(())
     }
 
     /// The index blocks over all extents: those of unchanged stretches as they are, new ones for the rest.
@@ -314,6 +318,7 @@ impl Volume {
         intact: Vec<(u64, IndexRef)>,
     ) -> Result<()> {
         let root = content.root();
+        let named: Vec<BlockId> = content.block_ids().collect();
         let manifest = Manifest {
             file_id: state.id,
             generation: state.generation + 1,
@@ -337,6 +342,14 @@ impl Volume {
             }
         }
         state.pieces.set_intact(intact);
+        // A collection may have looked at the .f before this, and look at open files when this one is closed.
+        self.blocks.take_note(|| {
+            let blocks = state.pieces.iter().filter_map(|(_, piece)| match piece.source {
+                Source::Block { id, .. } | Source::Index { id, .. } => Some(id),
+                _ => None,
+            });
+            blocks.chain(state.pieces.intact_blocks()).chain(named).collect()
+        });
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
         self.nodes.set_known_size(file.ino, None);
@@ -451,7 +464,7 @@ fn offsets(refs: &[IndexRef]) -> impl Iterator<Item = (u64, IndexRef)> {
     })
 }
 
-fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<crate::base::BlockId>, u64)> {
+fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>, u64)> {
     if encoded.is_empty() {
         return Ok((Vec::new(), 0));
     }
