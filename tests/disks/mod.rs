@@ -1,5 +1,6 @@
 //! Disks that are full or lose power: small filesystems on loop devices.
 
+mod frozen;
 mod full;
 mod power;
 

@@ -5,6 +5,7 @@ mod damage;
 mod fstab;
 mod lifecycle;
 mod recovery;
+mod scale;
 mod soak;
 mod trees;
 mod user;
