@@ -1,5 +1,6 @@
 //! Storey 0: the types that every room shares. Nothing here does I/O.
 
+pub mod activity;
 pub mod clock;
 pub mod codec;
 pub mod ids;

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// Set for the started program.
 const CHILD_ENV: &str = "DFS_BACKGROUND";
+/// How many heaps glibc makes.
+const ARENAS_ENV: &str = "MALLOC_ARENA_MAX";
 /// How long a start may take, passphrase included.
 pub const START_WITHIN: Duration = Duration::from_secs(180);
 /// How long a program that was told to give up may take to clean up.
@@ -57,6 +59,8 @@ pub fn start(name: &str, arguments: &[OsString], failed_code: u8) -> Result<(), 
         .arg0(name)
         .args(arguments)
         .env(CHILD_ENV, "1")
+        // Threads with heaps of their own would each keep what the largest files ever needed there (mallopt(3)).
+        .env(ARENAS_ENV, std::env::var_os(ARENAS_ENV).unwrap_or("2".into()))
         .stdout(Stdio::piped());
     let child = command
         .spawn()

@@ -109,6 +109,17 @@ fn show(status: &Status, json: bool) -> Outcome {
         )),
         None => print("network  off"),
     }
+    for stall in &status.stalls {
+        let file = match (stall.path.as_str(), stall.inode) {
+            ("", 0) => String::new(),
+            ("", inode) => format!(" of inode {inode}"),
+            (path, _) => format!(" of {path}"),
+        };
+        print(format_args!(
+            "stands   {}{file} for {} s: waits for {}",
+            stall.operation, stall.secs, stall.waits_for
+        ));
+    }
     Ok(())
 }
 

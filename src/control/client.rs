@@ -245,6 +245,7 @@ mod tests {
                     read_only: false,
                     store: Totals::default(),
                     network: None,
+                    stalls: Vec::new(),
                 }))),
                 Request::Peers => {
                     for done_bytes in 0..3 {

@@ -151,6 +151,28 @@ pub struct Status {
     pub store: Totals,
     /// The network; none with `--no-network`.
     pub network: Option<Network>,
+    /// Operations that make no progress.
+    #[serde(default)]
+    pub stalls: Vec<Stall>,
+}
+
+/// An operation that makes no progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Number of its thread in the system.
+    pub thread: i32,
+    /// Name of its thread.
+    pub name: String,
+    /// What it does.
+    pub operation: String,
+    /// For which inode of the mount; zero: none in particular.
+    pub inode: u64,
+    /// The file, relative to the mount; empty when none is known.
+    pub path: String,
+    /// Seconds since it was asked for.
+    pub secs: u64,
+    /// What it waits for.
+    pub waits_for: String,
 }
 
 /// Totals of a store, see [`StoreStats`].

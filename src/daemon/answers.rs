@@ -12,6 +12,7 @@ use super::assembly::{Assembly, Identity};
 use super::copy;
 use super::network::Networking;
 use super::run::Event;
+use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
 use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
 use crate::store::{BlockStore, SqliteStore};
@@ -26,6 +27,7 @@ pub(super) struct Answers {
     store: Arc<SqliteStore>,
     volume: Option<Arc<Volume>>,
     network: Option<Arc<Networking>>,
+    timeout: Duration,
     started: UnixSecs,
     located: Place,
     mountpoint: Option<PathBuf>,
@@ -51,6 +53,7 @@ impl Answers {
             store: Arc::clone(assembly.store()),
             volume: assembly.volume().cloned(),
             network: assembly.network().cloned(),
+            timeout: assembly.timeout(),
             started: SystemClock.now(),
             located: Place {
                 volume: located.marker.volume,
@@ -82,6 +85,7 @@ impl Answers {
             read_only: self.read_only,
             store: stats.into(),
             network: self.network.as_ref().map(|network| network.summary()),
+            stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
         })))
     }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Located;
 use super::network::Networking;
+use super::watchdog;
 use crate::base::{DeviceId, GroupId};
 use crate::folder::Folder;
 use crate::folder::config::Config;
@@ -48,6 +49,7 @@ pub(super) struct Assembly {
     tiered: Arc<Tiered>,
     volume: Option<Arc<Volume>>,
     read_only: bool,
+    timeout: Duration,
     closed: Mutex<bool>,
 }
 
@@ -87,6 +89,7 @@ impl Assembly {
             tiered,
             volume: None,
             read_only: false,
+            timeout: config.network.timeout,
             closed: Mutex::new(false),
         };
         let read_only = read_only(assembly.identity.role, options);
@@ -130,6 +133,11 @@ impl Assembly {
     /// The network; none when it is off or could not be started.
     pub(super) fn network(&self) -> Option<&Arc<Networking>> {
         self.network.as_ref()
+    }
+
+    /// How long an operation may wait for other computers.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Whether nothing may be changed.
@@ -190,7 +198,7 @@ fn start_network(
 /// What `.dfs/status` in the mount says: what the daemon knows without asking anyone.
 fn status_text(assembly: &Assembly) -> StatusText {
     let (identity, store) = (assembly.identity.clone(), Arc::clone(&assembly.store));
-    let network = assembly.network.clone();
+    let (network, timeout) = (assembly.network.clone(), assembly.timeout);
     Arc::new(move || {
         let stats = store.stats().unwrap_or_default();
         let peers = network
@@ -204,6 +212,7 @@ fn status_text(assembly: &Assembly) -> StatusText {
             "role": identity.role.to_string(),
             "store": stats,
             "peers": peers,
+            "stalls": watchdog::stalls(None, timeout),
         });
         format!("{text:#}\n").into_bytes()
     })

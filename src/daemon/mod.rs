@@ -17,6 +17,7 @@ mod plain_files;
 mod process;
 mod run;
 mod show;
+mod watchdog;
 
 use std::path::PathBuf;
 

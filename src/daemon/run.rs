@@ -11,6 +11,7 @@ use super::answers::Answers;
 use super::assembly::{Assembly, Options};
 use super::logging::{self, LogRequest};
 use super::plain_files::PlainFiles;
+use super::watchdog::Watchdog;
 use super::{Located, PassphraseSource, Places, locate, open, process};
 use crate::base::VolumeId;
 use crate::control::{Failure, Server, client, socket_path};
@@ -93,6 +94,8 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     let mut options = request.options;
     options.read_only |= request.mount.as_ref().is_some_and(|mount| mount.flags.read_only);
     let assembly = Assembly::open(&located, keys, &options, request.mount.is_some())?;
+    let watchdog = Watchdog::start(assembly.volume(), assembly.timeout())
+        .inspect_err(|error| tracing::warn!(%error, "nobody watches for operations that make no progress"));
     let mount = match &request.mount {
         Some(mount) => Some(Mounted::new(&assembly, mount, &events)?),
         None => None,
@@ -144,6 +147,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     drop(mount);
     drop(plain_files);
     let drained = assembly.close();
+    drop(watchdog);
     let outcome = match (&drained, end.panicked) {
         (Ok(()), false) => Ok(()),
         (Ok(()), true) => Err(anyhow::anyhow!("a thread panicked: the log says where")),

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
@@ -19,8 +19,9 @@ use super::attr;
 use super::calls::{Adapter, Shared, bare_attr, caller, is_dot, is_privileged, open_flags, read, send_value};
 use super::init;
 use super::reply::answer;
+use crate::base::activity;
 use crate::base::types::{FileKind, RenameMode, SetAttr};
-use crate::volume::{Allocate, Opened, SeekTo, Volume, VolumeError, Wait};
+use crate::volume::{Allocate, CAPABILITY, Opened, SeekTo, Volume, VolumeError, Wait};
 
 /// Most that one `copy_file_range` copies; programs go on after a short copy.
 const COPY_MAX: u64 = 1 << 30;
@@ -32,6 +33,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _busy = activity::begin("lookup", parent.0);
         match self.shared.volume.lookup(parent.0, name) {
             // Inode zero: the kernel remembers for a while that there is no such name.
             Err(VolumeError::NotFound) => self.shared.entry(reply, &bare_attr(0, FileKind::Regular)),
@@ -46,6 +48,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _busy = activity::begin("getattr", ino.0);
         let result = self.shared.volume.getattr(ino.0, fh.map(|fh| fh.0));
         self.shared.attr("getattr", result, reply);
     }
@@ -68,6 +71,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _busy = activity::begin("setattr", ino.0);
         let mode = mode.map(|mode| mode & 0o7777);
         let set = SetAttr {
             mode,
@@ -82,7 +86,8 @@ impl Filesystem for Adapter {
             let result = shared.setattr(ino.0, fh, set, &caller);
             shared.attr("setattr", result, reply);
         };
-        if set.size.is_some() {
+        // Both may have to bring the .f up to date first.
+        if set.size.is_some() || set.mode.is_some_and(|mode| mode & 0o6000 != 0) {
             self.later(reply, job)
         } else {
             job(&self.shared, reply)
@@ -90,6 +95,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _busy = activity::begin("readlink", ino.0);
         let result = self.shared.volume.readlink(ino.0);
         answer("readlink", reply, result, |reply, target| {
             reply.data(target.as_encoded_bytes())
@@ -106,6 +112,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _busy = activity::begin("mknod", parent.0);
         let (name, caller) = (name.to_owned(), caller(request, umask));
         self.change(reply, move |shared, reply| {
             let kind =
@@ -129,6 +136,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _busy = activity::begin("mkdir", parent.0);
         let (name, caller) = (name.to_owned(), caller(request, umask));
         self.change(reply, move |shared, reply| {
             let made = shared.volume.mkdir(parent.0, &name, mode & 0o7777, &caller);
@@ -137,6 +145,7 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _busy = activity::begin("symlink", parent.0);
         let (name, target, caller) = (name.to_owned(), target.to_owned(), caller(request, 0));
         self.change(reply, move |shared, reply| {
             let made = shared
@@ -147,6 +156,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _busy = activity::begin("link", parent.0);
         let name = name.to_owned();
         self.change(reply, move |shared, reply| {
             let made = shared.volume.link(ino.0, parent.0, &name);
@@ -155,10 +165,12 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = activity::begin("unlink", parent.0);
         self.remove("unlink", reply, Volume::unlink, parent, name);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = activity::begin("rmdir", parent.0);
         self.remove("rmdir", reply, Volume::rmdir, parent, name);
     }
 
@@ -172,6 +184,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _busy = activity::begin("rename", parent.0);
         let mode = match flags {
             flags if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -198,6 +211,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = activity::begin("open", ino.0);
         let (mode, caller) = (self.open_mode(flags.0), caller(request, 0));
         let opened = |reply: ReplyOpen, result| {
             answer("open", reply, result, |reply, (opened, flags): (Opened, _)| {
@@ -225,6 +239,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _busy = activity::begin("create", parent.0);
         let (name, caller, open) = (name.to_owned(), caller(request, umask), self.open_mode(flags));
         self.change(reply, move |shared, reply| {
             let made = shared
@@ -248,7 +263,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -256,6 +271,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _busy = activity::begin("read", ino.0);
         let len = size as usize;
         let shared = &self.shared;
         let beside = read(
@@ -289,6 +305,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _busy = activity::begin("write", ino.0);
         let shared = &self.shared;
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.agreed.killpriv;
         let cleared = if kill {
@@ -310,7 +327,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let _busy = activity::begin("flush", ino.0);
         match self.shared.volume.flush_at_once(fh.0) {
             Ok(false) => self.sync("flush", reply, Volume::flush, fh),
             result => answer("flush", reply, result, |reply, _| reply.ok()),
@@ -320,30 +338,33 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
-        flags: OpenFlags,
+        _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _busy = activity::begin("release", ino.0);
         let job = move |shared: &Shared, reply: ReplyEmpty| {
             shared.volume.release(fh.0);
             reply.ok();
         };
-        // What was written through a memory mapping after the last close is written back now.
-        if flags.acc_mode() == OpenAccMode::O_RDONLY || self.shared.volume.is_flushed(fh.0) {
+        // What was written through a memory mapping after the last close, or what no flush could store, is written back now.
+        if self.shared.volume.is_flushed(fh.0) {
             job(&self.shared, reply)
         } else {
             self.later(reply, job)
         }
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _busy = activity::begin("fsync", ino.0);
         self.sync("fsync", reply, Volume::fsync, fh);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = activity::begin("opendir", ino.0);
         let note = self.shared.note_access && flags.0 & libc::O_NOATIME == 0;
         let result = self.shared.volume.opendir(ino.0).inspect(|fh| {
             if note && let Err(error) = self.shared.volume.note_listing(*fh) {
@@ -355,7 +376,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, after: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, after: u64, mut reply: ReplyDirectory) {
+        let _busy = activity::begin("readdir", ino.0);
         let result = self.shared.volume.readdir(fh.0, after, &mut |entry| {
             !reply.add(
                 INodeNo(entry.ino),
@@ -370,11 +392,12 @@ impl Filesystem for Adapter {
     fn readdirplus(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         after: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _busy = activity::begin("readdirplus", ino.0);
         let shared = &self.shared;
         let result = shared.volume.readdir_plus(fh.0, after, &mut |entry, attr| {
             let attr = attr
@@ -398,11 +421,13 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _busy = activity::begin("fsyncdir", ino.0);
         self.sync("fsyncdir", reply, Volume::fsyncdir, fh);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let _busy = activity::begin("statfs", 0);
         answer("statfs", reply, self.shared.volume.statfs(), |reply, fs| {
             let (unit, name_max) = (fs.block_size, fs.name_max);
             reply.statfs(
@@ -428,13 +453,23 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let result = self
-            .shared
-            .setxattr(ino.0, name, value, flags, &caller(request, 0));
-        answer("setxattr", reply, result, |reply, ()| reply.ok());
+        let _busy = activity::begin("setxattr", ino.0);
+        let caller = caller(request, 0);
+        let job = move |shared: &Shared, reply: ReplyEmpty, name: &OsStr, value: &[u8]| {
+            let result = shared.setxattr(ino.0, name, value, flags, &caller);
+            answer("setxattr", reply, result, |reply, ()| reply.ok());
+        };
+        if name == CAPABILITY {
+            // The .f may have to be brought up to date first.
+            let (name, value) = (name.to_owned(), value.to_owned());
+            self.later(reply, move |shared, reply| job(shared, reply, &name, &value))
+        } else {
+            job(&self.shared, reply, name, value)
+        }
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _busy = activity::begin("getxattr", ino.0);
         let result = self.shared.volume.getxattr(ino.0, name);
         answer("getxattr", reply, result, |reply, value| {
             send_value(reply, &value, size)
@@ -442,6 +477,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _busy = activity::begin("listxattr", ino.0);
         let result = self.shared.volume.listxattr(ino.0);
         answer("listxattr", reply, result, |reply, names| {
             send_value(reply, &names, size)
@@ -449,6 +485,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = activity::begin("removexattr", ino.0);
         let result = self.shared.volume.removexattr(ino.0, name);
         answer("removexattr", reply, result, |reply, ()| reply.ok());
     }
@@ -463,6 +500,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _busy = activity::begin("fallocate", ino.0);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let what = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => Allocate::Reserve,
@@ -482,7 +520,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let _busy = activity::begin("lseek", ino.0);
         let to = match whence {
             libc::SEEK_DATA => SeekTo::Data,
             libc::SEEK_HOLE => SeekTo::Hole,
@@ -516,6 +555,7 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _busy = activity::begin("copy_file_range", ino_out.0);
         let caller = caller(request, 0);
         self.later(reply, move |shared, reply| {
             let cleared = if is_privileged(&caller) {

@@ -46,7 +46,7 @@ fn number(error: &VolumeError) -> Errno {
         VolumeError::NoSuchData => Errno::ENXIO,
         // The adapter repeats such a call where it may wait. Should one slip through, the program may repeat it.
         VolumeError::WouldWait => Errno::EAGAIN,
-        VolumeError::Unavailable { .. } | VolumeError::Damaged { .. } => Errno::EIO,
+        VolumeError::Unavailable { .. } | VolumeError::Damaged { .. } | VolumeError::Crowded => Errno::EIO,
         VolumeError::Store(error) => store_number(error),
         VolumeError::Host { source, .. } => host_number(source),
     }
@@ -76,6 +76,7 @@ fn is_worth_a_line(error: &VolumeError, errno: Errno) -> bool {
         | VolumeError::Damaged { .. }
         | VolumeError::Store(_)
         | VolumeError::NoSpace(_)
+        | VolumeError::Crowded
         | VolumeError::WouldWait => true,
         VolumeError::Host { .. } => [
             Errno::EIO,

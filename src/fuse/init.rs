@@ -3,10 +3,13 @@
 
 use fuser::{InitFlags, KernelConfig};
 
+use super::pool::WAITING_MAX;
+
 /// Largest write request, in bytes: what the kernel allows (256 pages).
 const MAX_WRITE: u32 = 1 << 20;
-/// Requests that the kernel may have under way on its own account (read-ahead, direct I/O). As many as the pool has threads.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests that the kernel may have under way on its own account (read-ahead, direct I/O); it keeps further ones back, for whatever file
+/// they are. More than may wait for other computers, so that reading of local files is not kept back behind those.
+const MAX_BACKGROUND: u16 = 2 * WAITING_MAX as u16;
 
 /// Not asked for, on purpose: `POSIX_LOCKS`, `FLOCK_LOCKS` (the kernel keeps locks, one host is all there is), `EXPORT_SUPPORT`
 /// (a forgotten inode cannot be found by its number), `ATOMIC_O_TRUNC` (a running program would be cut before the kernel finds that it must

@@ -1,17 +1,23 @@
 //! Threads for operations that may wait: for the network, for a full write budget, for a sync of the disk. The threads that read from
 //! the kernel never wait, so that one file that cannot be had does not hold up the others.
 //!
-//! Grows by one thread whenever nobody is free, up to [`THREADS_MAX`]; a thread without work for [`IDLE`] ends. At most [`QUEUE_MAX`]
-//! jobs wait; whoever would add another waits until there is room, which every job's own bound guarantees. Called by `adapter`.
+//! Grows by one thread whenever nobody is free, up to [`THREADS_MAX`] at work; a thread without work for [`IDLE`] ends. Threads that wait
+//! for other computers (see [`activity::wait`]) are not counted as at work, up to [`WAITING_MAX`] of them; what would wait beyond that fails
+//! at once. So a peer that hangs holds up nobody but those who want its blocks. At most [`QUEUE_MAX`] jobs wait for a thread; whoever would
+//! add another waits until there is room, which needs no other computer. Called by `adapter`.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Most threads: each may be one file waiting for the network. The kernel keeps at most as many requests in the background.
+use crate::base::activity::{self, Crew};
+
+/// Most threads at work at once: each may wait for the disk.
 const THREADS_MAX: usize = 64;
+/// Most threads that wait for other computers at once. One costs some 30 KiB of memory.
+pub(super) const WAITING_MAX: usize = 1024;
 /// Most jobs that wait for a thread.
 const QUEUE_MAX: usize = 1024;
 /// How long a thread stays without work.
@@ -26,6 +32,8 @@ pub(super) struct Pool {
 }
 
 struct Shared {
+    /// For the threads that are started.
+    me: Weak<Shared>,
     state: Mutex<State>,
     /// A job was added, or no more will be.
     work: Condvar,
@@ -34,6 +42,7 @@ struct Shared {
     /// A thread ended.
     ended: Condvar,
     threads_max: usize,
+    waiting_max: usize,
     idle: Duration,
 }
 
@@ -42,6 +51,8 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     free: usize,
+    /// Threads that wait for other computers.
+    waiting: usize,
     closed: bool,
 }
 
@@ -50,9 +61,10 @@ impl std::fmt::Debug for Pool {
         let state = self.shared.state.lock();
         write!(
             f,
-            "Pool({} threads, {} free, {} jobs)",
+            "Pool({} threads, {} free, {} waiting, {} jobs)",
             state.threads,
             state.free,
+            state.waiting,
             state.jobs.len()
         )
     }
@@ -60,18 +72,20 @@ impl std::fmt::Debug for Pool {
 
 impl Pool {
     pub(super) fn new() -> Self {
-        Self::with(THREADS_MAX, IDLE)
+        Self::with(THREADS_MAX, WAITING_MAX, IDLE)
     }
 
-    fn with(threads_max: usize, idle: Duration) -> Self {
+    fn with(threads_max: usize, waiting_max: usize, idle: Duration) -> Self {
         let (work, room, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new_cyclic(|me| Shared {
+                me: Weak::clone(me),
                 state: Mutex::default(),
                 work,
                 room,
                 ended,
                 threads_max,
+                waiting_max,
                 idle,
             }),
         }
@@ -84,29 +98,21 @@ impl Pool {
         while state.jobs.len() >= QUEUE_MAX && !state.closed && state.threads > 0 {
             shared.room.wait(&mut state);
         }
-        let nobody_free = state.free <= state.jobs.len();
-        if !state.closed && nobody_free && state.threads < shared.threads_max {
-            self.spawn(&mut state);
+        if !state.closed && state.free <= state.jobs.len() {
+            shared.grow(&mut state);
         }
         if state.closed || state.threads == 0 {
             drop(state);
             job();
             return;
         }
-        state.jobs.push_back(Box::new(job));
+        let doing = activity::current();
+        state.jobs.push_back(Box::new(move || {
+            let _busy = doing.map(activity::resume);
+            job();
+        }));
         drop(state);
         shared.work.notify_one();
-    }
-
-    fn spawn(&self, state: &mut State) {
-        let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new()
-            .name("fuse-wait".into())
-            .spawn(move || shared.serve());
-        match thread {
-            Ok(_detached) => state.threads += 1,
-            Err(error) => tracing::warn!("no further thread for waiting operations: {error}"),
-        }
     }
 
     /// Lets the threads end once the jobs are done, and waits for that at most so long. False when some are still at work.
@@ -125,10 +131,48 @@ impl Pool {
     }
 }
 
+impl Crew for Shared {
+    fn begins_to_wait(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.waiting >= self.waiting_max {
+            return false;
+        }
+        state.waiting += 1;
+        if state.free < state.jobs.len() {
+            self.grow(&mut state);
+        }
+        true
+    }
+
+    fn goes_on(&self) {
+        self.state.lock().waiting -= 1;
+    }
+}
+
 impl Shared {
-    fn serve(&self) {
+    /// One thread more, if there may be.
+    fn grow(&self, state: &mut State) {
+        let Some(shared) = self.me.upgrade() else { return };
+        if state.threads - state.waiting >= self.threads_max {
+            return;
+        }
+        let thread = std::thread::Builder::new()
+            .name("fuse-wait".into())
+            .spawn(move || shared.serve());
+        match thread {
+            Ok(_detached) => state.threads += 1,
+            Err(error) => tracing::warn!("no further thread for waiting operations: {error}"),
+        }
+    }
+
+    fn serve(self: Arc<Self>) {
+        activity::join(Arc::clone(&self) as Arc<dyn Crew>);
         let mut state = self.state.lock();
         loop {
+            // Some that waited for other computers are back at work: enough are here without this one.
+            if state.threads - state.waiting > self.threads_max {
+                break;
+            }
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
                 self.room.notify_one();
@@ -167,7 +211,7 @@ mod tests {
 
     #[test]
     fn jobs_that_wait_do_not_hold_up_others() {
-        let pool = Pool::with(8, LONG);
+        let pool = Pool::with(8, 8, LONG);
         let (release, waiting) = mpsc::channel::<()>();
         let waiting = Arc::new(Mutex::new(waiting));
         pool.run({
@@ -185,7 +229,7 @@ mod tests {
 
     #[test]
     fn never_more_threads_than_allowed_and_every_job_runs() {
-        let pool = Pool::with(3, LONG);
+        let pool = Pool::with(3, 8, LONG);
         let (running, most, done) = (
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicUsize::new(0)),
@@ -206,8 +250,36 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_wait_for_other_computers_take_nobodys_place() {
+        let pool = Pool::with(2, 5, LONG);
+        let (release, held) = crossbeam_channel::bounded::<()>(0);
+        let (refused, said) = mpsc::channel();
+        let waits = |pool: &Pool| {
+            let (held, refused) = (held.clone(), refused.clone());
+            pool.run(move || match activity::wait(activity::Waits::Network) {
+                Ok(_waiting) => drop(held.recv_timeout(LONG)),
+                Err(reason) => refused.send(reason).unwrap(),
+            });
+        };
+        for _ in 0..5 {
+            waits(&pool);
+        }
+        for _ in 0..20 {
+            let (done, finished) = mpsc::channel();
+            pool.run(move || done.send(()).unwrap());
+            finished.recv_timeout(LONG).expect("work goes on while five wait");
+        }
+        waits(&pool);
+        assert_eq!(said.recv_timeout(LONG), Ok(activity::Refused::Crowded));
+        assert!(pool.shared.state.lock().threads <= 7, "{pool:?}");
+        drop(release);
+        assert!(pool.close(LONG));
+        assert_eq!(pool.shared.state.lock().waiting, 0);
+    }
+
+    #[test]
     fn idle_threads_end_and_new_ones_come() {
-        let pool = Pool::with(4, Duration::from_millis(1));
+        let pool = Pool::with(4, 8, Duration::from_millis(1));
         for _ in 0..3 {
             let (done, finished) = mpsc::channel();
             pool.run(move || done.send(()).unwrap());
@@ -224,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_closed_pool_runs_jobs_at_once() {
-        let pool = Pool::with(4, LONG);
+        let pool = Pool::with(4, 8, LONG);
         assert!(pool.close(LONG));
         let (done, finished) = mpsc::channel();
         pool.run(move || done.send(()).unwrap());
@@ -233,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_panic_costs_one_job_only() {
-        let pool = Pool::with(1, LONG);
+        let pool = Pool::with(1, 8, LONG);
         pool.run(|| panic!("a job failed (this message is expected)"));
         let (done, finished) = mpsc::channel();
         pool.run(move || done.send(()).unwrap());

@@ -25,7 +25,7 @@ use crate::object::Content;
 const XATTR_MAX: usize = 64 << 10;
 
 /// The attribute that the host drops whenever a file is written (capabilities(7)).
-const CAPABILITY: &str = "security.capability";
+pub const CAPABILITY: &str = "security.capability";
 
 impl Volume {
     /// What `stat` shows. `fh` helps where no name is left.
@@ -313,7 +313,7 @@ impl Volume {
 
     /// Cuts or extends an open file.
     pub(super) fn resize(&self, file: &OpenFile, size: u64) -> Result<()> {
-        let _gate = file.gate.read();
+        let _gate = file.enter(Wait::Bounded)?;
         if size > 0 {
             // The index block across the new end is looked up, so that it can be divided.
             self.expand(file, size.saturating_sub(1)..size, Wait::Bounded)?;

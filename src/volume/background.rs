@@ -1,6 +1,7 @@
 //! Threads that nobody waits for: sealing what streams in, and making what was written durable every few seconds.
 //!
-//! Invariant: they hold the volume only weakly between two rounds, and end within one round of `stop`.
+//! Invariant: they hold the volume only weakly between two rounds, and end within one round of `stop`. They work for all files, so they
+//! never wait for the network: a file whose sealing needs a block that is elsewhere has its turn when that has come.
 
 use std::sync::Arc;
 use std::sync::Weak;
@@ -14,6 +15,7 @@ use super::Volume;
 use super::error::{Result, VolumeError};
 use super::open_file::OpenFile;
 use super::write_back::Spill;
+use crate::base::activity;
 
 /// Files that wait to be sealed. One that finds no place is sealed when it is flushed.
 const QUEUE: usize = 256;
@@ -94,7 +96,9 @@ fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 }
 
 fn seal_loop(volume: &Weak<Volume>, queue: &Receiver<Arc<OpenFile>>) {
+    activity::impatient();
     for file in queue {
+        let _busy = activity::begin("seal", file.ino);
         let Some(volume) = volume.upgrade() else { return };
         let what = if volume.budget.is_tight() {
             Spill::All
@@ -104,7 +108,9 @@ fn seal_loop(volume: &Weak<Volume>, queue: &Receiver<Arc<OpenFile>>) {
         let outcome = volume.spill(&file, what);
         let mut state = file.state.lock();
         state.queued = false;
-        if let Err(error) = outcome {
+        if let Err(error) = outcome
+            && !matches!(error, VolumeError::WouldWait)
+        {
             let error = error.to_string();
             if state.failed.as_ref() != Some(&error) {
                 tracing::warn!(file = %volume.nodes.shown_path(file.ino), %error, "what was written cannot be stored yet");
@@ -115,6 +121,7 @@ fn seal_loop(volume: &Weak<Volume>, queue: &Receiver<Arc<OpenFile>>) {
 }
 
 fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval: Duration) {
+    activity::impatient();
     let (mut failing, mut collect_after) = (false, Instant::now());
     loop {
         let deadline = Instant::now() + interval;
@@ -135,6 +142,7 @@ fn sync_loop(volume: &Weak<Volume>, stopping: &(Mutex<bool>, Condvar), interval:
             }
         }
         let Some(volume) = volume.upgrade() else { return };
+        let _busy = activity::begin("background sync", 0);
         volume.rewrite_suspects();
         let outcome = volume.write_back_all().and(volume.sync_all());
         match (&outcome, failing) {
@@ -169,7 +177,10 @@ impl Volume {
                 state.changed && !state.unlinked
             };
             if changed && let Err(error) = self.write_back(&file) {
-                outcome = Err(error);
+                // One that needs a block from elsewhere has its turn again when that has come.
+                if !matches!(error, VolumeError::WouldWait) {
+                    outcome = Err(error);
+                }
                 continue;
             }
             let mut shard = self.handles.shard(file.ino).lock();

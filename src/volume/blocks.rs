@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::Wait;
 use super::error::{BlockError, Result, VolumeError};
+use crate::base::activity::{self, Refused, Waits};
 use crate::base::limits::CHUNK_MAX;
 use crate::base::{BlockId, PlainHash, RootId};
 use crate::keys::VolumeKeys;
@@ -130,6 +131,12 @@ impl Blocks {
                 Some(Wait::Bounded) if wait == Wait::Never => return Err(BlockError::WouldWait),
                 Some(Wait::Bounded) => {}
             }
+            let _waiting = match cache.opening.get(&id) {
+                Some(Wait::Bounded) => {
+                    Some(activity::wait(Waits::Network).map_err(|why| not_waited(id, why))?)
+                }
+                _ => None,
+            };
             if self.opened.wait_until(&mut cache, deadline).timed_out() {
                 return Err(BlockError::Late(id));
             }
@@ -251,6 +258,13 @@ impl Blocks {
         *self.watch.write() = Some(Mutex::default());
     }
 
+    /// During a collection, takes note of blocks that a `.f` names from now on.
+    pub fn take_note(&self, ids: impl FnOnce() -> Vec<BlockId>) {
+        if let Some(taken_up) = &*self.watch.read() {
+            taken_up.lock().extend(ids());
+        }
+    }
+
     /// Ends what `begin_watch` began.
     pub fn end_watch(&self) {
         *self.watch.write() = None;
@@ -267,7 +281,7 @@ impl Blocks {
                     return Ok(false);
                 }
             }
-            Ok(true)
+            Ok::<_, VolumeError>(true)
         };
         if !all_here()? {
             return Ok(None);
@@ -308,7 +322,19 @@ impl Blocks {
     fn open_block(&self, want: Want, wait: Wait) -> std::result::Result<Vec<u8>, BlockError> {
         let block = match wait {
             Wait::Never => self.tiered.get_local(&want.id)?.ok_or(BlockError::WouldWait)?,
-            Wait::Bounded => self.tiered.get(want)?,
+            Wait::Bounded => match self.tiered.get_local(&want.id) {
+                Ok(Some(block)) => block,
+                // What is wrong here is found again, and mended, by asking others.
+                Ok(None) | Err(_) => {
+                    let waiting = activity::wait(Waits::Network).map_err(|why| not_waited(want.id, why));
+                    if matches!(waiting, Err(BlockError::WouldWait)) {
+                        // So that it is here when it is looked for again.
+                        self.tiered.prefetch(&[want]);
+                    }
+                    let _waiting = waiting?;
+                    self.tiered.get(want)?
+                }
+            },
         };
         let damaged = |reason: String| BlockError::Damaged { id: want.id, reason };
         let epoch = epoch_of(&block).map_err(|error| damaged(error.to_string()))?;
@@ -326,6 +352,13 @@ impl Blocks {
         drop(idle);
         outcome.map_err(|error| damaged(error.to_string()))?;
         Ok(plain)
+    }
+}
+
+fn not_waited(id: BlockId, why: Refused) -> BlockError {
+    match why {
+        Refused::Impatient => BlockError::WouldWait,
+        Refused::Crowded => BlockError::Crowded(id),
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 
@@ -28,6 +29,9 @@ const WORTH_BYTES: u64 = 64 << 20;
 /// Blocks looked at, and at most removed, in one step: writers wait for no longer than that.
 const STEP: usize = 256;
 
+/// How long the collection waits for a write-back, which may be waiting for the network.
+const WRITE_BACK_WITHIN: Duration = Duration::from_secs(2);
+
 impl Volume {
     /// Takes note of bytes that may be of no use any more.
     pub(super) fn freed(&self, bytes: u64) {
@@ -43,16 +47,24 @@ impl Volume {
     pub fn collect(&self) -> Result<u64> {
         // An import has blocks that no file names yet.
         let _no_import = self.importing.lock();
-        self.garbage.store(0, Ordering::Relaxed);
+        let garbage = self.garbage.swap(0, Ordering::Relaxed);
         self.sync_all()?;
         self.moved.store(false, Ordering::SeqCst);
         self.blocks.begin_watch();
-        let outcome = self.mark().and_then(|marked| self.sweep(&marked));
+        let marked = self.mark_folder().and_then(|mut marked| {
+            self.mark_open(&mut marked)?;
+            Ok(marked)
+        });
+        let outcome = marked.and_then(|marked| self.sweep(&marked));
         self.blocks.end_watch();
+        if outcome.is_err() {
+            self.freed(garbage);
+        }
         outcome
     }
 
-    fn mark(&self) -> Result<HashSet<BlockId>> {
+    /// What the `.f` files name.
+    pub(super) fn mark_folder(&self) -> Result<HashSet<BlockId>> {
         let mut marked = HashSet::new();
         let mut todo = vec![PathBuf::new()];
         while let Some(directory) = todo.pop() {
@@ -89,20 +101,27 @@ impl Volume {
         if self.moved.load(Ordering::SeqCst) {
             return Err(VolumeError::Invalid("files moved while the folder was walked"));
         }
+        Ok(marked)
+    }
+
+    /// What the open files hold. One that was closed since its `.f` was looked at took note of what it named then.
+    pub(super) fn mark_open(&self, marked: &mut HashSet<BlockId>) -> Result<()> {
         for file in self.handles.all() {
             // What is being written back has its blocks in the pieces once the lock is free.
-            let _no_write_back = file.write_back.lock();
+            let locked = file.write_back.try_lock_for(WRITE_BACK_WITHIN);
+            let _no_write_back =
+                locked.ok_or(VolumeError::Invalid("a file has been written back for long"))?;
             let state = file.state.lock();
             for (_, piece) in state.pieces.iter() {
                 match piece.source {
                     Source::Block { id, .. } => drop(marked.insert(id)),
-                    Source::Index { id, depth } => self.mark_index(id, depth, &mut marked)?,
+                    Source::Index { id, depth } => self.mark_index(id, depth, marked)?,
                     _ => {}
                 }
             }
             marked.extend(state.pieces.intact_blocks());
         }
-        Ok(marked)
+        Ok(())
     }
 
     fn mark_file(&self, host: &File, path: &std::path::Path, marked: &mut HashSet<BlockId>) -> Result<()> {
@@ -167,7 +186,7 @@ impl Volume {
             .try_for_each(|entry| self.mark_index(entry.id, depth - 1, marked))
     }
 
-    fn sweep(&self, marked: &HashSet<BlockId>) -> Result<u64> {
+    pub(super) fn sweep(&self, marked: &HashSet<BlockId>) -> Result<u64> {
         let store = self.blocks.tiered().store();
         let (mut after, mut removed) = (None, 0);
         loop {

@@ -78,7 +78,7 @@ impl Volume {
 
     fn put_pieces(&self, file: &Arc<OpenFile>, offset: u64, pieces: &[Piece], seq: CommitSeq) -> Result<()> {
         let end = offset + pieces.iter().map(|piece| piece.len).sum::<u64>();
-        let _gate = file.gate.read();
+        let _gate = file.enter(Wait::Bounded)?;
         loop {
             let mut state = file.state.lock();
             let mut touching = state.pieces.touching(offset..end);

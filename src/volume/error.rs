@@ -1,6 +1,7 @@
 //! Why a filesystem operation failed, in the filesystem's own words; `fuse::errno` maps each to its number.
 
 use crate::base::BlockId;
+use crate::base::activity::Refused;
 use crate::store::{ReadError, StoreError};
 
 /// Result of a volume operation.
@@ -60,6 +61,11 @@ pub enum VolumeError {
     /// The call would have to wait and was told not to: repeat it where waiting is allowed. Never reaches a program.
     #[error("would wait")]
     WouldWait,
+    /// More operations wait for other computers than may.
+    #[error(
+        "too many operations wait for other computers already; those that can be reached answer when the others have been given up"
+    )]
+    Crowded,
     /// A block of the file cannot be had.
     #[error("{path}: {source}")]
     Unavailable {
@@ -95,6 +101,9 @@ pub enum BlockError {
     /// It is not in the local store, and the caller may not wait.
     #[error("would wait")]
     WouldWait,
+    /// It is not in the local store, and too many wait for other computers already.
+    #[error("block {0} is on other computers, and too many operations wait for those already")]
+    Crowded(BlockId),
     /// Another reader's fetch of it did not end in time.
     #[error("block {0} did not arrive in time")]
     Late(BlockId),
@@ -119,6 +128,15 @@ pub enum BlockError {
         /// The epoch.
         epoch: u32,
     },
+}
+
+impl From<Refused> for VolumeError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Impatient => VolumeError::WouldWait,
+            Refused::Crowded => VolumeError::Crowded,
+        }
+    }
 }
 
 impl VolumeError {

@@ -142,7 +142,7 @@ impl Volume {
                 break;
             }
             self.nearby(file, &range)?;
-            let _one = file.write_back.lock();
+            let _one = file.lock_write_back()?;
             from = self.reseal(file, range, Spill::All)?.max(from + 1);
             let mut state = file.state.lock();
             state.changed = true;

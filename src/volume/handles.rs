@@ -26,7 +26,8 @@ use super::read::ReadAhead;
 use super::shown::is_shown;
 use super::write_back::{STREAM_MIN, Spill};
 use super::{Allocate, Opened, SeekTo, Volume, Wait};
-use crate::base::limits::FILE_MAX;
+use crate::base::activity::{self, Waits};
+use crate::base::limits::{CHUNK_MAX, FILE_MAX};
 use crate::base::types::{Attr, Caller, FileKind, OpenMode};
 use crate::folder::host::{self, attr_of, open_below};
 use crate::folder::slots::SlotBytes;
@@ -286,7 +287,7 @@ impl Volume {
         data: &[u8],
         wait: Wait,
     ) -> Result<()> {
-        let _gate = file.gate.read();
+        let _gate = file.enter(wait)?;
         loop {
             let mut state = file.state.lock();
             let offset = offset.unwrap_or(state.pieces.size());
@@ -401,7 +402,7 @@ impl Volume {
                 offset.saturating_sub(1)..end.saturating_add(1),
                 Wait::Bounded,
             )?;
-            let _gate = file.gate.read();
+            let _gate = file.enter(Wait::Bounded)?;
             let mut state = file.state.lock();
             let before = state.pieces.in_memory();
             state.pieces.punch(offset..end);
@@ -550,20 +551,14 @@ impl Volume {
         }
     }
 
-    /// Brings memory back under the budget: by sealing what this file has, then by waiting for others.
+    /// Brings memory back under the budget: by sealing what this file has, then by waiting for others. A file that has nearly nothing in
+    /// memory does not wait: what is there may belong to files whose sealing waits for the network.
     pub(super) fn make_room(&self, file: &Arc<OpenFile>) -> Result<()> {
         self.spill(file, Spill::All)?;
-        if !self.budget.is_over() {
+        if !self.budget.is_over() || file.state.lock().pieces.in_memory() <= CHUNK_MAX as u64 {
             return Ok(());
         }
-        for other in self.handles.all() {
-            if other.state.lock().pieces.in_memory() > 0 {
-                self.spill(&other, Spill::All)?;
-            }
-            if !self.budget.is_over() {
-                return Ok(());
-            }
-        }
+        let _waiting = activity::wait(Waits::Budget)?;
         if self.budget.wait(Instant::now() + self.timeout) {
             return Ok(());
         }

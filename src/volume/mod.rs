@@ -28,8 +28,11 @@ mod shown;
 #[cfg(test)]
 mod tests;
 mod tree;
+#[cfg(test)]
+mod waiting_tests;
 mod write_back;
 
+pub use attributes::CAPABILITY;
 pub use beside::Beside;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
@@ -231,6 +234,11 @@ impl Volume {
         let written = self.write_back_all();
         let synced = self.sync_all();
         written.and(synced)
+    }
+
+    /// The path in the mount of an inode, for messages; what is not known any more is `?`.
+    pub fn shown_path(&self, ino: u64) -> String {
+        self.nodes.shown_path(ino)
     }
 
     /// The inode number in the mount of a host inode: the same, but for the root's, which is 1.

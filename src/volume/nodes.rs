@@ -3,13 +3,14 @@
 //! Invariant: an inode the kernel holds references to is in the table; its parent directory is too, as long as one name of it is valid.
 //! Called by the rest of `volume`; holds its locks only for look-ups, never across host calls other than opening a directory.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 use lru::LruCache;
 use parking_lot::Mutex;
 
@@ -21,6 +22,9 @@ use crate::folder::Folder;
 
 /// Directory handles kept open: enough for the directories that a program works in, few against a limit of 1,024 open files.
 const OPEN_DIRS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+
+/// Entries below which the table keeps its room when the kernel forgets.
+const ROOM_KEPT: usize = 1 << 14;
 
 /// Longest chain of parents: a bound on damage, far beyond what a host filesystem allows.
 const DEPTH_MAX: usize = 1 << 16;
@@ -61,7 +65,9 @@ struct Node {
 /// The table.
 #[derive(Debug)]
 pub struct Nodes {
-    map: Mutex<HashMap<u64, Node>>,
+    /// In one array, since the kernel may know a million: it grows in place, where the buckets of a `HashMap` would be there twice while
+    /// it doubles, and lie half empty afterwards.
+    map: Mutex<IndexMap<u64, Node>>,
     dirs: Mutex<LruCache<u64, Arc<OwnedFd>>>,
 }
 
@@ -78,7 +84,7 @@ impl Nodes {
     /// A table that knows only the root.
     pub fn new() -> Self {
         Self {
-            map: Mutex::new(HashMap::new()),
+            map: Mutex::new(IndexMap::new()),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
         }
     }
@@ -103,12 +109,12 @@ impl Nodes {
     pub fn created(&self, ino: u64, kind: FileKind, parent: u64, name: &OsStr) -> u64 {
         let mut map = self.map.lock();
         let node = match map.entry(ino) {
-            std::collections::hash_map::Entry::Occupied(old) => {
+            Entry::Occupied(old) => {
                 let node = old.into_mut();
                 node.become_another(kind);
                 node
             }
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(Node::new(kind)),
+            Entry::Vacant(free) => free.insert(Node::new(kind)),
         };
         node.lookups += 1;
         node.add_name(parent, name);
@@ -124,7 +130,11 @@ impl Nodes {
         if let Some(node) = map.get_mut(&ino) {
             node.lookups = node.lookups.saturating_sub(count);
             if node.lookups == 0 {
-                map.remove(&ino);
+                map.swap_remove(&ino);
+                if map.len() < map.capacity() / 4 && map.capacity() > ROOM_KEPT {
+                    let room = map.len() * 2;
+                    map.shrink_to(room);
+                }
                 drop(map);
                 self.dirs.lock().pop(&ino);
             }
@@ -301,6 +311,8 @@ impl Node {
         } else {
             self.names.retain(|(p, n)| !(*p == parent && **n == *name));
         }
+        // Nearly every inode has one name only.
+        self.names.reserve_exact(1);
         self.names.push((parent, name.into()));
     }
 }
@@ -308,6 +320,25 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_is_given_back_when_the_kernel_forgets() {
+        let (nodes, many) = (Nodes::new(), 100_000);
+        let name = OsString::from("n");
+        for ino in 2..many {
+            nodes.found(ino, FileKind::Regular, ROOT_INO, &name);
+        }
+        let names = |map: &IndexMap<u64, Node>| map.values().map(|node| node.names.capacity()).max();
+        assert_eq!(names(&nodes.map.lock()), Some(1));
+        let before = nodes.map.lock().capacity();
+        assert!(before < 2 * many as usize, "room for {before} entries");
+        for ino in (2..many).filter(|ino| ino % 1000 != 0) {
+            nodes.forget(ino, 1);
+        }
+        let after = nodes.map.lock().capacity();
+        assert!(after <= ROOM_KEPT, "room for {after} entries");
+        assert!((2..many).all(|ino| nodes.kind(ino).is_some() == (ino % 1000 == 0)));
+    }
 
     #[test]
     fn names_follow_links_renames_and_removals() {

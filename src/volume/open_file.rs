@@ -6,11 +6,13 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
+use super::Wait;
 use super::error::{Result, VolumeError};
 use super::pieces::{Pieces, Source};
+use crate::base::activity::{self, Waits};
 use crate::base::types::Timestamp;
 use crate::base::{FileId, RootId};
 use crate::folder::slots::{Slot, SlotBytes};
@@ -49,6 +51,38 @@ impl OpenFile {
             state: Mutex::new(state),
             given: Condvar::new(),
         })
+    }
+}
+
+impl OpenFile {
+    /// The lock for write-backs. Another one that is under way may be waiting for the network.
+    pub fn lock_write_back(&self) -> Result<MutexGuard<'_, ()>> {
+        if let Some(locked) = self.write_back.try_lock() {
+            return Ok(locked);
+        }
+        let _waiting = activity::wait(Waits::File)?;
+        Ok(self.write_back.lock())
+    }
+
+    /// The gate, to keep writers out. One of them may be waiting for the network.
+    pub fn close_gate(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        if let Some(closed) = self.gate.try_write() {
+            return Ok(closed);
+        }
+        let _waiting = activity::wait(Waits::File)?;
+        Ok(self.gate.write())
+    }
+
+    /// The gate, to change the content. A write-back that keeps writers out may be waiting for the network.
+    pub fn enter(&self, wait: Wait) -> Result<RwLockReadGuard<'_, ()>> {
+        if let Some(entered) = self.gate.try_read() {
+            return Ok(entered);
+        }
+        if wait == Wait::Never {
+            return Err(VolumeError::WouldWait);
+        }
+        let _waiting = activity::wait(Waits::File)?;
+        Ok(self.gate.read())
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) const RW: OpenMode = OpenMode {
 
 pub(super) struct Bench {
     temp: tempfile::TempDir,
-    keys: Arc<VolumeKeys>,
-    store: Arc<dyn BlockStore>,
+    pub(super) keys: Arc<VolumeKeys>,
+    pub(super) store: Arc<dyn BlockStore>,
 }
 
 impl Bench {
@@ -75,7 +75,7 @@ impl Bench {
     }
 }
 
-fn write_all(volume: &Volume, name: &str, data: &[u8]) -> u64 {
+pub(super) fn write_all(volume: &Volume, name: &str, data: &[u8]) -> u64 {
     let (attr, opened) = volume
         .create(ROOT_INO, OsStr::new(name), 0o644, RW, &CALLER)
         .unwrap();

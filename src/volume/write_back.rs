@@ -12,6 +12,7 @@ use super::nodes::KnownSize;
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::{Volume, Wait};
+use crate::base::BlockId;
 use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
 use crate::base::types::Timestamp;
 use crate::folder::slots;
@@ -51,14 +52,14 @@ struct Plan {
 impl Volume {
     /// Brings the `.f` up to date with what was written. It survives the death of the process when this returns.
     pub(super) fn write_back(&self, file: &OpenFile) -> Result<()> {
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.write_back_locked(file, Spill::All)
     }
 
     /// As `write_back`, and survives a power cut.
     pub(super) fn write_through(&self, file: &OpenFile) -> Result<()> {
         // Until the newest version is known to be durable no newer one may be written over it.
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.write_back_locked(file, Spill::Quick)?;
         if file.state.lock().unlinked {
             return Ok(());
@@ -100,7 +101,10 @@ impl Volume {
             if !suspect && file.state.lock().must_settle() {
                 self.settle(file)?;
             }
-            let _quiet = (round >= PATIENT_ROUNDS).then(|| file.gate.write());
+            let _quiet = match round >= PATIENT_ROUNDS {
+                true => Some(file.close_gate()?),
+                false => None,
+            };
             self.expand_upper(file)?;
             if self.write_small(file)? {
                 return Ok(());
@@ -123,7 +127,7 @@ impl Volume {
 
     /// Seals what is in memory without touching the `.f`.
     pub(super) fn spill(&self, file: &OpenFile, what: Spill) -> Result<()> {
-        let _one = file.write_back.lock();
+        let _one = file.lock_write_back()?;
         self.spill_locked(file, what)
     }
 
@@ -255,7 +259,7 @@ impl Volume {
         let (leaves, mut seq) = self.leaf_refs(&state.pieces)?;
         seq = seq.max(state.seq);
         let intact: Vec<(u64, IndexRef)> = offsets(&leaves).collect();
-        let (mut depth, mut refs) = (1, leaves);
+        let (mut depth, mut refs, mut between) = (1, leaves, Vec::new());
         while !slot::fits(&Content::Index {
             depth,
             refs: refs.clone(),
@@ -267,6 +271,7 @@ impl Volume {
                 .collect();
             let (ids, put) = store_all(&self.blocks, &encoded)?;
             seq = seq.max(put);
+            between.extend_from_slice(&ids);
             refs = groups
                 .iter()
                 .zip(ids)
@@ -277,7 +282,9 @@ impl Volume {
                 .collect();
             depth += 1;
         }
-        self.named(self.commit(file, state, Content::Index { depth, refs }, seq, intact)?)
+        self.named(self.commit(file, state, Content::Index { depth, refs }, seq, intact)?)?;
+        self.blocks.take_note(|| between);
+        Ok(())
     }
 
     /// What was checked to fit did.
@@ -349,6 +356,7 @@ impl Volume {
         intact: Vec<(u64, IndexRef)>,
     ) -> Result<bool> {
         let root = content.root();
+        let named: Vec<BlockId> = content.block_ids().collect();
         let manifest = Manifest {
             file_id: state.id,
             generation: state.generation + 1,
@@ -383,6 +391,14 @@ impl Volume {
         }
         state.pieces.set_intact(intact);
         self.fragmented.note(file.ino, &state.pieces);
+        // A collection may have looked at the .f before this, and look at open files when this one is closed.
+        self.blocks.take_note(|| {
+            let blocks = state.pieces.iter().filter_map(|(_, piece)| match piece.source {
+                Source::Block { id, .. } | Source::Index { id, .. } => Some(id),
+                _ => None,
+            });
+            blocks.chain(state.pieces.intact_blocks()).chain(named).collect()
+        });
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
         let known = KnownSize::just_written(state.pieces.size(), state.pieces.stored());
@@ -488,7 +504,7 @@ fn offsets(refs: &[IndexRef]) -> impl Iterator<Item = (u64, IndexRef)> {
     })
 }
 
-fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<crate::base::BlockId>, u64)> {
+fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>, u64)> {
     if encoded.is_empty() {
         return Ok((Vec::new(), 0));
     }

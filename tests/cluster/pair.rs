@@ -142,7 +142,7 @@ fn a_node_without_a_mount_serves_too() {
     join(&mut b, &ticket(&a, ["--role", "reader"]));
     carry(&a, &b, &["file"]);
     a.unmount();
-    let mut server = a.dfs(["serve", "--foreground"]).arg(a.folder()).start();
+    let server = a.dfs(["serve", "--foreground"]).arg(a.folder()).start();
     crate::harness::wait_for("the node without a mount is up", crate::harness::SOON, || {
         a.dfs(["status"]).arg(a.folder()).run().succeeded()
     });

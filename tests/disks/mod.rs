@@ -1,6 +1,7 @@
 //! Disks that are full or lose power: small filesystems on loop devices.
 
 mod cuts;
+mod frozen;
 mod full;
 mod power;
 

@@ -228,12 +228,20 @@ impl TestVolume {
     /// The most memory that the daemon ever had resident, in bytes.
     #[track_caller]
     pub fn peak_memory(&self) -> u64 {
+        self.memory_line("VmHWM:")
+    }
+
+    /// The memory that the daemon has resident, in bytes.
+    #[track_caller]
+    pub fn memory(&self) -> u64 {
+        self.memory_line("VmRSS:")
+    }
+
+    #[track_caller]
+    fn memory_line(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.pid().expect("a daemon runs"));
         let status = fs::read_to_string(path).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 

@@ -8,6 +8,7 @@ mod fstab;
 mod kills;
 mod lifecycle;
 mod recovery;
+mod scale;
 mod soak;
 mod trees;
 mod user;
