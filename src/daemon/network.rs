@@ -28,8 +28,8 @@ impl SharedNode {
 
     /// Tells others that this device has a file. Losing it costs them a search.
     pub(super) fn announce(&self, root: RootId) {
-        if let Err(e) = self.with(|node| node.announce(root)) {
-            tracing::debug!("a file is not announced: {e}");
+        if let Some(node) = self.0.read().as_ref() {
+            node.announce(root);
         }
     }
 }

@@ -13,8 +13,8 @@ use crate::volume::{Beside, Volume};
 /// Notifications that wait to be sent. Beyond it they are refused, and the time limit of cached entries does the work.
 const QUEUE_MAX: usize = 4096;
 
-/// Chunks that wait to be given to the kernel: what readers opened in the time that a few of them take.
-const BESIDE_MAX: usize = 16;
+/// Chunks that wait to be given to the kernel: as many as there may be requests at once.
+const BESIDE_MAX: usize = 64;
 
 enum Change {
     Entry { parent: u64, name: OsString },

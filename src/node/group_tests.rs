@@ -494,7 +494,7 @@ fn a_file_is_found_through_a_third_node() {
     let node_holder = holder.start();
     let root = RootId([3; 32]);
     assert!(eventually(|| connected(&node_middle) == 1));
-    node_holder.announce(root).unwrap();
+    node_holder.announce(root);
     // The reader knows only the node in the middle, which does not have the block.
     let reader = Member::new(&key, Role::Reader).knowing(&node_middle);
     let node_reader = reader.start();

@@ -1,11 +1,13 @@
 //! What this device is, and what its stream tasks share: identity, store, clock, limits, and the ways to the swarm actor and the exchange.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use libp2p::swarm::ConnectionId;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::base::clock::Clock;
@@ -48,6 +50,8 @@ pub(super) struct Local {
     pub(super) lease: Duration,
     /// Where devices with tickets are admitted, on an admin's device.
     pub(super) desk: Option<Arc<Desk>>,
+    /// Files that are to be announced and that the swarm actor has not seen yet.
+    pub(super) announced: Mutex<VecDeque<RootId>>,
     /// The swarm actor.
     pub(super) actor: mpsc::Sender<Command>,
     /// The exchange.
@@ -58,8 +62,6 @@ pub(super) struct Local {
 pub(super) enum Command {
     /// Connect to an address.
     Dial(String),
-    /// Tell the DHT that this device has blocks of a file.
-    Announce(RootId),
     /// Find providers of a file and connect to them; then tell the exchange.
     Lookup(RootId),
     /// List the peers.

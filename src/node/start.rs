@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use libp2p::Swarm;
 use libp2p::swarm::SwarmEvent;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
@@ -93,6 +94,7 @@ impl Node {
         let keypair = keypair(&identity.device)?;
         let device = identity.device.id();
         let local = Arc::new(Local {
+            announced: Mutex::default(),
             group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
             identity,
             store: parts.store,
@@ -134,9 +136,13 @@ impl Node {
         self.command(Command::Dial(address))
     }
 
-    /// Tells the DHT that this device has blocks of the file. Returns at once; done under a budget, and renewed.
-    pub fn announce(&self, root: RootId) -> Result<(), NodeError> {
-        self.command(Command::Announce(root))
+    /// Tells the DHT that this device has blocks of the file. Returns at once; done every second under a budget, and renewed.
+    pub fn announce(&self, root: RootId) {
+        let mut announced = self.local.announced.lock();
+        announced.push_back(root);
+        if announced.len() > Schedule::ROOTS_MAX {
+            announced.pop_front();
+        }
     }
 
     /// All known peers.

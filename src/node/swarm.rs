@@ -140,11 +140,6 @@ impl Actor {
                 self.book.add_seed(address, Instant::now());
                 self.dial_due();
             }
-            Command::Announce(root) => {
-                self.schedule.add(root.0, Instant::now());
-                self.announced_changed = true;
-                self.announce_due();
-            }
             Command::Lookup(root) => {
                 self.lookups.push(root);
                 self.begin_lookups().await;
@@ -239,7 +234,11 @@ impl Actor {
 
     fn on_tick(&mut self) {
         self.dial_due();
-        self.announce_due();
+        self.take_announced();
+        // Alone there is nobody to tell; all stays due.
+        if self.connections.values().any(|c| c.member.is_some()) {
+            self.announce_due();
+        }
         if self.record_due.is_some_and(|at| at <= Instant::now()) {
             self.publish_record();
         }
@@ -477,7 +476,16 @@ impl Actor {
         }
     }
 
+    fn take_announced(&mut self) {
+        let announced = std::mem::take(&mut *self.local.announced.lock());
+        self.announced_changed |= !announced.is_empty();
+        for root in announced {
+            self.schedule.add(root.0, Instant::now());
+        }
+    }
+
     fn unsaved(&mut self) -> Vec<(StateFile, Vec<u8>)> {
+        self.take_announced();
         let mut files = Vec::new();
         if let Some(bytes) = self.book.take_changed() {
             files.push((StateFile::Peers, bytes));

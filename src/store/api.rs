@@ -90,6 +90,12 @@ pub trait BlockStore: Send + Sync + 'static {
     /// Makes every commit made before the call durable and returns the newest of them. Concurrent calls share one sync.
     fn sync(&self) -> Result<CommitSeq, StoreError>;
 
+    /// As [`BlockStore::sync`], and does something else `meanwhile` that takes its time on the disk too.
+    fn sync_with(&self, meanwhile: &mut dyn FnMut()) -> Result<CommitSeq, StoreError> {
+        meanwhile();
+        self.sync()
+    }
+
     /// Deletes blocks, dirty ones too: the caller knows that nothing refers to them. Unknown ids are ignored.
     fn remove(&self, ids: &[BlockId]) -> Result<(), StoreError>;
 

@@ -22,7 +22,7 @@ const WINDOW_FIRST: u64 = 1 << 20;
 const WINDOW_MAX: u64 = 24 << 20;
 
 /// How far from the last read a read may begin and still count as sequential: the kernel reads ahead out of order.
-const SEEK_TOLERANCE: u64 = 1 << 20;
+const SEEK_TOLERANCE: u64 = 4 << 20;
 
 /// Where a handle has been reading.
 #[derive(Debug, Default)]

@@ -69,11 +69,18 @@ impl Volume {
 
     /// Makes the newest version in the `.f` durable. The caller holds `write_back`, so that no newer one is written meanwhile.
     fn settle(&self, file: &OpenFile) -> Result<()> {
-        self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
-        file.host.sync_all().map_err(|error| {
+        // Side by side: neither has to be durable before the other, since the slot says what it relies on.
+        let mut synced = Ok(());
+        let stored = self
+            .blocks
+            .tiered()
+            .store()
+            .sync_with(&mut || synced = file.host.sync_all());
+        synced.map_err(|error| {
             self.sync_failed(file.ino, &error);
             VolumeError::host("fsync the .f", error)
         })?;
+        stored.map_err(VolumeError::store)?;
         if self.durability.is_suspect(file.ino) {
             return Err(VolumeError::host(
                 "fsync the .f, of which an earlier sync failed",

@@ -254,9 +254,14 @@ impl SqliteStore {
     }
 
     fn run(&self, task: Task) -> Result<CommitSeq, StoreError> {
+        self.run_with(task, &mut || {})
+    }
+
+    fn run_with(&self, task: Task, meanwhile: &mut dyn FnMut()) -> Result<CommitSeq, StoreError> {
         let (reply, answer) = bounded(1);
         let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
         jobs.send(Job { task, reply }).map_err(|_| StoreError::Closed)?;
+        meanwhile();
         answer.recv().map_err(|_| StoreError::Closed)?
     }
 
@@ -385,11 +390,15 @@ impl BlockStore for SqliteStore {
     }
 
     fn sync(&self) -> Result<CommitSeq, StoreError> {
+        self.sync_with(&mut || {})
+    }
+
+    fn sync_with(&self, meanwhile: &mut dyn FnMut()) -> Result<CommitSeq, StoreError> {
         if let Err(error) = self.segments.sync_ahead() {
             tracing::error!(%error, path = %self.failure.path().display(), "the blocks beside the store cannot be synced");
         }
         // The writer knows by itself when a sync failed.
-        self.run(Task::Sync)
+        self.run_with(Task::Sync, meanwhile)
     }
 
     fn remove(&self, ids: &[BlockId]) -> Result<(), StoreError> {
