@@ -38,7 +38,7 @@ const RELEASE_STEP: usize = 512;
 
 /// Bytes to be given back, and bytes not yet durable, that housekeeping takes care of even when it is never quiet.
 const RELEASE_AT: u64 = 64 << 20;
-const SYNC_AT: u64 = 1 << 30;
+pub(super) const SYNC_AT: u64 = 1 << 30;
 
 /// Rows looked at in one step of a search.
 const SEARCH_STEP: usize = 4096;
@@ -127,6 +127,12 @@ impl Writer {
         }
         self.freed.search_all();
         Ok(())
+    }
+
+    /// Whether there is something that cannot wait for a quiet time.
+    pub(super) fn must_keep_house(&self) -> bool {
+        (self.log_bytes > 0 && self.log_bytes >= CHECKPOINT_AT.min(self.log_limit()))
+            || self.freed.bytes >= RELEASE_AT
     }
 
     /// What cannot wait for a quiet time.

@@ -11,6 +11,7 @@ mod readers;
 mod schema;
 mod segments;
 mod tables;
+mod turns;
 mod writer;
 
 #[cfg(test)]
@@ -31,7 +32,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, TrySendError, bounded};
 use parking_lot::{Mutex, RwLock};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -40,12 +40,10 @@ use self::meta::{Meta, Void};
 use self::readers::Readers;
 use self::segments::Segments;
 use self::tables::Place;
-use self::writer::{Job, Task, Writer};
+use self::turns::Turns;
+use self::writer::{Task, Writer};
 use super::{BlockStore, CommitSeq, Put, StoreError, StoreStats};
 use crate::base::{BlockId, PlainHash, StoreId};
-
-/// Jobs that may wait for the writer.
-const JOBS: usize = 64;
 
 /// No address of the segments is as high as this.
 const ADDRESS_MAX: u64 = 1 << 60;
@@ -119,8 +117,8 @@ enum Found {
 pub struct SqliteStore {
     shared: Arc<Shared>,
     failure: Failure,
-    jobs: Option<Sender<Job>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    turns: Arc<Turns>,
+    housekeeper: Mutex<Option<JoinHandle<()>>>,
     segments: Arc<Segments>,
     store: StoreId,
     unclean: bool,
@@ -161,16 +159,13 @@ impl SqliteStore {
             return Err(failure.unusable("it says that its blocks lie beyond the end of any disk"));
         }
         segments.resume(synced, synced.max(segments::padded(end)));
-        let (jobs, inbox) = bounded(JOBS);
         let mut writer = Writer {
             conn,
             failure: failure.clone(),
             shared: shared.clone(),
-            jobs: inbox,
             meta,
             begun: false,
             full: true,
-            idle,
             cache_size: options.cache_size,
             synced: 0,
             log_bytes: 0,
@@ -191,15 +186,17 @@ impl SqliteStore {
             }
             Err(error) => return Err(error),
         }
+        let turns = Arc::new(Turns::new(writer));
+        let house = Arc::clone(&turns);
         let thread = std::thread::Builder::new()
             .name("dfs-store".into())
-            .spawn(move || writer.run())
-            .map_err(|error| failure.io("start its writer", &error))?;
+            .spawn(move || house.keep_house(idle))
+            .map_err(|error| failure.io("start its housekeeper", &error))?;
         Ok(Self {
             shared,
             failure,
-            jobs: Some(jobs),
-            writer: Mutex::new(Some(thread)),
+            turns,
+            housekeeper: Mutex::new(Some(thread)),
             segments,
             store,
             unclean,
@@ -238,31 +235,20 @@ impl SqliteStore {
     /// Makes everything durable, marks the store as clean and lets no one use it any more. Dropping the store does the same, but
     /// cannot report an error.
     pub fn close(&self) -> Result<(), StoreError> {
-        let closed = match self.run(Task::Close) {
-            Err(StoreError::Closed) => Ok(()),
-            other => other.map(|_| ()),
-        };
+        let closed = self.turns.close().map(|_| ());
         self.join();
         closed
     }
 
     fn join(&self) {
-        let thread = self.writer.lock().take();
+        let thread = self.housekeeper.lock().take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the store's writer ended by a fault");
+            tracing::error!("the store's housekeeper ended by a fault");
         }
     }
 
     fn run(&self, task: Task) -> Result<CommitSeq, StoreError> {
-        self.run_with(task, &mut || {})
-    }
-
-    fn run_with(&self, task: Task, meanwhile: &mut dyn FnMut()) -> Result<CommitSeq, StoreError> {
-        let (reply, answer) = bounded(1);
-        let jobs = self.jobs.as_ref().ok_or(StoreError::Closed)?;
-        jobs.send(Job { task, reply }).map_err(|_| StoreError::Closed)?;
-        meanwhile();
-        answer.recv().map_err(|_| StoreError::Closed)?
+        self.turns.run(task, None)
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -324,6 +310,13 @@ impl SqliteStore {
         }
     }
 
+    /// The writer knows by itself when this failed.
+    fn sync_ahead(&self) {
+        if let Err(error) = self.segments.sync_ahead() {
+            tracing::error!(%error, path = %self.failure.path().display(), "the blocks beside the store cannot be synced");
+        }
+    }
+
     /// Remembers that a block was read.
     fn touch(&self, id: &BlockId) {
         if self.shared.cache_size == 0 {
@@ -335,21 +328,17 @@ impl SqliteStore {
         }
         let full = touched.len() == TOUCHED_MAX;
         drop(touched);
-        if full && let Some(jobs) = &self.jobs {
-            let (reply, _) = bounded(1);
-            match jobs.try_send(Job {
-                task: Task::Touch,
-                reply,
-            }) {
-                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-            }
+        if full {
+            self.turns.leave(Task::Touch);
         }
     }
 }
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        self.jobs = None;
+        if let Err(error) = self.turns.close() {
+            tracing::error!(%error, "the store could not be closed; the next start treats it as after a crash");
+        }
         self.join();
     }
 }
@@ -390,15 +379,13 @@ impl BlockStore for SqliteStore {
     }
 
     fn sync(&self) -> Result<CommitSeq, StoreError> {
-        self.sync_with(&mut || {})
+        self.sync_ahead();
+        self.run(Task::Sync)
     }
 
     fn sync_with(&self, meanwhile: &mut dyn FnMut()) -> Result<CommitSeq, StoreError> {
-        if let Err(error) = self.segments.sync_ahead() {
-            tracing::error!(%error, path = %self.failure.path().display(), "the blocks beside the store cannot be synced");
-        }
-        // The writer knows by itself when a sync failed.
-        self.run_with(Task::Sync, meanwhile)
+        self.sync_ahead();
+        self.turns.run(Task::Sync, Some(meanwhile))
     }
 
     fn remove(&self, ids: &[BlockId]) -> Result<(), StoreError> {

@@ -1,12 +1,13 @@
-//! The one thread that writes: takes what waits in its channel, commits it together, answers, and keeps house between commits.
+//! What writes: commits what waits together, answers, and keeps house between commits. Whose turn it is to use it: `turns`.
 //!
 //! Invariant: a number is handed out only after its commit, and no number at all before the start of this session is durable.
-//! Owned by [`SqliteStore`](super::SqliteStore), which talks to it through [`Job`]s.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::Shared;
@@ -40,7 +41,6 @@ pub(super) enum Task {
     Touch,
     /// Does now all that would be done in quiet times.
     Tidy,
-    Close,
 }
 
 impl Task {
@@ -65,7 +65,6 @@ pub(super) struct Writer {
     pub(super) conn: Connection,
     pub(super) failure: Failure,
     pub(super) shared: Arc<Shared>,
-    pub(super) jobs: Receiver<Job>,
     /// State as of the newest commit.
     pub(super) meta: Meta,
     /// Whether this session has begun durably: see [`Writer::begin`].
@@ -73,8 +72,6 @@ pub(super) struct Writer {
     pub(super) cache_size: u64,
     /// Whether the connection is set to sync its commits.
     pub(super) full: bool,
-    /// Quiet after which the writer keeps house.
-    pub(super) idle: Duration,
     /// Number of the newest commit that is known to be durable.
     pub(super) synced: CommitSeq,
     /// About how many bytes the log holds.
@@ -141,66 +138,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Runs until the store is closed or dropped.
-    pub(super) fn run(mut self) {
-        let mut quiet = false;
-        loop {
-            let first = if quiet {
-                self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                self.jobs.recv_timeout(self.idle)
-            };
-            match first {
-                Ok(Job {
-                    task: Task::Close,
-                    reply,
-                }) => {
-                    let _ = reply.send(self.close());
-                    return;
-                }
-                Ok(job) => {
-                    quiet = false;
-                    if let Some(close) = self.work(job) {
-                        let _ = close.send(self.close());
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    quiet = self.tidy_step().unwrap_or_else(|error| {
-                        tracing::warn!(%error, "the store could not be tidied");
-                        true
-                    });
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    if let Err(error) = self.close() {
-                        tracing::error!(%error, "the store could not be closed; the next start treats it as after a crash");
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Commits `first` and what waits behind it. Returns who asked to close, if anyone did.
-    fn work(&mut self, first: Job) -> Option<Sender<Result<CommitSeq, StoreError>>> {
+    /// Commits `first` and what waits behind it in `queue`, and answers all.
+    pub(super) fn work(&mut self, first: Job, queue: &Mutex<VecDeque<Job>>) {
         let mut bytes = first.task.bytes();
         let mut group = vec![first];
-        let mut close = None;
         while group.len() < GROUP_JOBS && bytes < GROUP_BYTES {
-            match self.jobs.try_recv() {
-                Ok(Job {
-                    task: Task::Close,
-                    reply,
-                }) => {
-                    close = Some(reply);
-                    break;
-                }
-                Ok(job) => {
-                    bytes += job.task.bytes();
-                    group.push(job);
-                }
-                Err(_) => break,
-            }
+            let Some(job) = queue.lock().pop_front() else {
+                break;
+            };
+            bytes += job.task.bytes();
+            group.push(job);
         }
         self.make_room(bytes as u64);
         match self.commit_group(&group) {
@@ -218,8 +165,6 @@ impl Writer {
             }
         }
         self.make_room(0);
-        self.keep_house();
-        close
     }
 
     /// All or nothing of the group.
@@ -263,7 +208,7 @@ impl Writer {
                             changed |= change.set_dirty(id, *dirty)?;
                         }
                     }
-                    Task::Sync | Task::Touch | Task::Tidy | Task::Close => {}
+                    Task::Sync | Task::Touch | Task::Tidy => {}
                 }
             }
             for id in &touched {
@@ -403,7 +348,7 @@ impl Writer {
     }
 
     /// Makes everything durable and marks the store as clean.
-    fn close(&mut self) -> Result<CommitSeq, StoreError> {
+    pub(super) fn close(&mut self) -> Result<CommitSeq, StoreError> {
         self.shared.close();
         if let Some(error) = &self.broken {
             return Err(error.clone());
