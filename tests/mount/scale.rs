@@ -15,8 +15,8 @@ use crate::harness::{long, noise};
 const MINUTES: Duration = Duration::from_secs(240);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Memory for one entry that the kernel knows, with names of this length: 190 bytes when there are many; a table of buckets that doubles
-/// needs 380 to 490.
+/// Memory for one entry that the kernel knows, with names of this length: 210 bytes when there are many; a table of buckets that doubles
+/// needs 380 to 500.
 const ENTRY_MAX: u64 = 260;
 /// What a walk needs beside, however long it is.
 const WALK_MAX: u64 = 8 << 20;
