@@ -117,16 +117,8 @@ impl Volume {
                 return Ok(());
             }
             self.spill_locked(file, what)?;
-            let mut state = file.state.lock();
-            if !state.changed || state.unlinked {
+            if self.write_slot(file)? {
                 return Ok(());
-            }
-            let upper = state
-                .pieces
-                .iter()
-                .any(|(_, p)| matches!(p.source, Source::Index { depth: 2.., .. }));
-            if state.pieces.is_settled() && !upper {
-                return self.write_slot(file, &mut state);
             }
         }
         Ok(())
@@ -253,18 +245,30 @@ impl Volume {
         self.commit(file, &mut state, Content::Inline(data), 0, Vec::new())
     }
 
-    /// Writes the slot of a content that is all settled.
-    fn write_slot(&self, file: &OpenFile, state: &mut State) -> Result<()> {
-        let extents = flat_extents(&state.pieces);
-        if let Some(extents) = extents {
-            let content = Content::Extents(extents);
-            if slot::fits(&content) {
-                let seq = state.seq;
-                return self.named(self.commit(file, state, content, seq, Vec::new())?);
+    /// Writes the slot of a content that is all settled. False when it is not, or was changed meanwhile.
+    fn write_slot(&self, file: &OpenFile) -> Result<bool> {
+        let (leaves, stamp, mut seq) = {
+            let mut state = file.state.lock();
+            if !state.changed || state.unlinked {
+                return Ok(true);
             }
-        }
-        let (leaves, mut seq) = self.leaf_refs(&state.pieces)?;
-        seq = seq.max(state.seq);
+            let upper = |piece: &Piece| matches!(piece.source, Source::Index { depth: 2.., .. });
+            if !state.pieces.is_settled() || state.pieces.iter().any(|(_, piece)| upper(piece)) {
+                return Ok(false);
+            }
+            if let Some(extents) = flat_extents(&state.pieces) {
+                let content = Content::Extents(extents);
+                if slot::fits(&content) {
+                    let seq = state.seq;
+                    self.named(self.commit(file, &mut state, content, seq, Vec::new())?)?;
+                    return Ok(true);
+                }
+            }
+            (Leaves::of(&state.pieces), state.pieces.stamp(), state.seq)
+        };
+        // Without the lock, so that nobody who looks at the file waits for the store.
+        let (leaves, put) = self.leaf_refs(leaves)?;
+        seq = seq.max(put);
         let intact: Vec<(u64, IndexRef)> = offsets(&leaves).collect();
         let (mut depth, mut refs, mut between) = (1, leaves, Vec::new());
         while !slot::fits(&Content::Index {
@@ -289,9 +293,16 @@ impl Volume {
                 .collect();
             depth += 1;
         }
-        self.named(self.commit(file, state, Content::Index { depth, refs }, seq, intact)?)?;
-        self.blocks.take_note(|| between);
-        Ok(())
+        let mut state = file.state.lock();
+        if state.pieces.stamp() != stamp {
+            // It has another turn, and the new index blocks are left for the collector.
+            return Ok(false);
+        }
+        if !state.unlinked {
+            self.named(self.commit(file, &mut state, Content::Index { depth, refs }, seq, intact)?)?;
+            self.blocks.take_note(|| between);
+        }
+        Ok(true)
     }
 
     /// What was checked to fit did.
@@ -303,47 +314,12 @@ impl Volume {
         }
     }
 
-    /// The index blocks over all extents: those of unchanged stretches as they are, new ones for the rest.
-    fn leaf_refs(&self, pieces: &Pieces) -> Result<(Vec<IndexRef>, u64)> {
-        enum Leaf {
-            Ready(IndexRef),
-            New { len: u64 },
-        }
-        let (mut leaves, mut encoded) = (Vec::new(), Vec::new());
-        let mut pending: Vec<Extent> = Vec::new();
-        let mut close = |pending: &mut Vec<Extent>, leaves: &mut Vec<Leaf>| {
-            for range in index::cut_extents(pending) {
-                leaves.push(Leaf::New {
-                    len: pending[range.clone()].iter().map(|e| e.len).sum(),
-                });
-                encoded.push(index::encode_extents(&pending[range]));
-            }
-            pending.clear();
-        };
-        let mut covered = 0;
-        for (offset, piece) in pieces.iter() {
-            if offset < covered {
-                continue;
-            }
-            let ready = match (&piece.source, pieces.intact_at(offset)) {
-                (Source::Index { id, .. }, _) => Some(IndexRef {
-                    len: piece.len,
-                    id: *id,
-                }),
-                (_, intact) => intact,
-            };
-            if let Some(ready) = ready {
-                close(&mut pending, &mut leaves);
-                covered = offset + ready.len;
-                leaves.push(Leaf::Ready(ready));
-            } else {
-                push_extent(&mut pending, piece);
-            }
-        }
-        close(&mut pending, &mut leaves);
-        let (ids, seq) = store_all(&self.blocks, &encoded)?;
+    /// Stores the index blocks that are new.
+    fn leaf_refs(&self, leaves: Leaves) -> Result<(Vec<IndexRef>, u64)> {
+        let (ids, seq) = store_all(&self.blocks, &leaves.encoded)?;
         let mut ids = ids.into_iter();
         let refs = leaves
+            .leaves
             .into_iter()
             .filter_map(|leaf| match leaf {
                 Leaf::Ready(entry) => Some(entry),
@@ -414,6 +390,59 @@ impl Volume {
             set_mtime(&file.host, mtime)?;
         }
         Ok(true)
+    }
+}
+
+/// The index blocks over all extents: those of unchanged stretches as they are, new ones for the rest.
+struct Leaves {
+    leaves: Vec<Leaf>,
+    /// The content of those that are new.
+    encoded: Vec<Vec<u8>>,
+}
+
+enum Leaf {
+    Ready(IndexRef),
+    New { len: u64 },
+}
+
+impl Leaves {
+    fn of(pieces: &Pieces) -> Self {
+        let mut all = Self {
+            leaves: Vec::new(),
+            encoded: Vec::new(),
+        };
+        let (mut pending, mut covered): (Vec<Extent>, u64) = (Vec::new(), 0);
+        for (offset, piece) in pieces.iter() {
+            if offset < covered {
+                continue;
+            }
+            let ready = match (&piece.source, pieces.intact_at(offset)) {
+                (Source::Index { id, .. }, _) => Some(IndexRef {
+                    len: piece.len,
+                    id: *id,
+                }),
+                (_, intact) => intact,
+            };
+            if let Some(ready) = ready {
+                all.close(&mut pending);
+                covered = offset + ready.len;
+                all.leaves.push(Leaf::Ready(ready));
+            } else {
+                push_extent(&mut pending, piece);
+            }
+        }
+        all.close(&mut pending);
+        all
+    }
+
+    fn close(&mut self, pending: &mut Vec<Extent>) {
+        for range in index::cut_extents(pending) {
+            self.leaves.push(Leaf::New {
+                len: pending[range.clone()].iter().map(|extent| extent.len).sum(),
+            });
+            self.encoded.push(index::encode_extents(&pending[range]));
+        }
+        pending.clear();
     }
 }
 
