@@ -94,7 +94,10 @@ pub fn open_below(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) 
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOATIME;
+    let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    if !flags.contains(OFlags::PATH) {
+        flags |= OFlags::NOATIME;
+    }
     loop {
         match rustix::fs::openat2(dir, name, flags, mode, resolve) {
             // openat2 gives up with EAGAIN when a rename races with its walk; it does not block.
