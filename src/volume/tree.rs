@@ -33,7 +33,7 @@ impl Volume {
     /// Gives back `count` references from `lookup`, `create`, `mkdir`, `mknod`, `symlink`, `link` and `readdir_plus`.
     pub fn forget(&self, ino: u64, count: u64) {
         self.nodes.forget(ino, count);
-        if self.nodes.kind(ino).is_none() {
+        if self.nameless.has(ino) && self.nodes.kind(ino).is_none() {
             self.nameless.forget(ino);
         }
     }
