@@ -7,6 +7,8 @@
 mod lex;
 #[path = "tidy/rules.rs"]
 mod rules;
+#[path = "tidy/semantics.rs"]
+mod semantics;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -278,6 +280,34 @@ fn pages_link_to_what_exists() {
         "[b](b.md#part), [top](../README.md), [web](https://example.org), `docs/b.md`.",
     ));
     assert_eq!(problems("[c](c.md) and docs/c.md").len(), 2);
+}
+
+#[test]
+fn every_line_about_semantics_is_held_by_a_test() {
+    let page = fs::read_to_string(root().join("docs/semantics.md")).unwrap();
+    let is_rust = |file: &&Source| file.path.ends_with(".rs") && !file.path.starts_with("tests/tidy");
+    let sources: String = files()
+        .iter()
+        .filter(is_rust)
+        .map(|file| file.text.clone())
+        .collect();
+    none(&semantics::unheld(&page, semantics::HELD, &sources));
+    let complaints = |page, held: &[(&str, &[&str])]| semantics::unheld(page, held, "fn holds() {}").len();
+    assert_eq!(
+        complaints(
+            "# Head\n\n| a | b |\n|---|---|\n| `c` | d |\n",
+            &[("| `c`", &["holds"])]
+        ),
+        0
+    );
+    assert_eq!(complaints("New.\nHeld.\n", &[("Held", &["holds"])]), 1);
+    assert_eq!(
+        complaints("Held.\n", &[("Held", &["holds"]), ("Gone", &["holds"])]),
+        1
+    );
+    assert_eq!(complaints("Held.\n", &[("Held", &["lost"])]), 1);
+    assert_eq!(complaints("Held.\n", &[("Held", &[])]), 1);
+    assert_eq!(complaints("Helder.\n", &[("Held", &["holds"])]), 2);
 }
 
 #[test]

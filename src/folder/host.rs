@@ -94,7 +94,10 @@ pub fn open_below(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) 
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOATIME;
+    let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    if !flags.contains(OFlags::PATH) {
+        flags |= OFlags::NOATIME;
+    }
     loop {
         match rustix::fs::openat2(dir, name, flags, mode, resolve) {
             // openat2 gives up with EAGAIN when a rename races with its walk; it does not block.
@@ -106,17 +109,11 @@ pub fn open_below(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags, mode: Mode) 
     }
 }
 
-/// Makes the next readings through a descriptor accesses that the host notes, or not, as its mount says.
+/// Makes the next readings through a descriptor accesses that the host notes, or not, as its mount says. `O_NONBLOCK`, which this sets, means
+/// nothing for the regular files and directories of a folder.
 pub fn note_access(file: BorrowedFd<'_>, note: bool) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(file)?;
-    Ok(rustix::fs::fcntl_setfl(
-        file,
-        if note {
-            flags - OFlags::NOATIME
-        } else {
-            flags | OFlags::NOATIME
-        },
-    )?)
+    let unseen = if note { OFlags::empty() } else { OFlags::NOATIME };
+    Ok(rustix::fs::fcntl_setfl(file, OFlags::NONBLOCK | unseen)?)
 }
 
 /// The host inode behind a name, links not followed.

@@ -44,8 +44,11 @@ impl Volume {
             }
             None => {
                 let _still = self.renames.read();
-                let (place, stat) = self.stat_place(ino)?;
-                self.attr_at(&place.dir, &place.host, &stat)
+                match self.stat_place(ino) {
+                    Ok((place, stat)) => self.attr_at(&place.dir, &place.host, &stat),
+                    Err(VolumeError::Stale) => self.attr_nameless(ino)?,
+                    Err(error) => return Err(error),
+                }
             }
         };
         attr.generation = self.nodes.generation(ino);
@@ -263,6 +266,23 @@ impl Volume {
             attr.ctime = attr.ctime.max(mtime);
         }
         attr
+    }
+
+    fn attr_nameless(&self, ino: u64) -> Result<Attr> {
+        let stat = self.stat_nameless(ino)?;
+        let mut attr = attr_of(&stat);
+        attr.ino = ino;
+        if attr.kind == FileKind::Regular {
+            let bytes = SlotBytes::read(&self.open_nameless(ino)?)
+                .map_err(|error| VolumeError::host("read the .f", error))?;
+            let store = self.blocks.tiered().store();
+            let chosen = choose(&bytes, self.blocks.keys(), store.as_ref());
+            attr.size = chosen
+                .ok()
+                .and_then(|chosen| chosen.manifest)
+                .map_or(0, |manifest| manifest.size);
+        }
+        Ok(attr)
     }
 
     fn read_size(&self, dir: &Arc<OwnedFd>, host: &OsStr) -> std::result::Result<(u64, u64), String> {

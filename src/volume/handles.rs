@@ -493,6 +493,7 @@ impl Volume {
         state.leftover = state.latest.is_none() && !bytes.is_empty();
         state.handles = 1;
         state.writers = usize::from(write);
+        state.unlinked = self.nameless.has(ino);
         self.budget.changed(0, state.pieces.in_memory());
         let file = OpenFile::new(ino, host, writable, state);
         shard.insert(ino, Arc::clone(&file));
@@ -500,7 +501,10 @@ impl Volume {
     }
 
     fn open_host(&self, ino: u64, write: bool) -> Result<(File, bool)> {
-        let (place, stat) = self.stat_place(ino)?;
+        let (place, stat) = match self.stat_place(ino) {
+            Err(VolumeError::Stale) => return Ok((self.open_nameless(ino)?, true)),
+            found => found?,
+        };
         if attr_of(&stat).kind != FileKind::Regular {
             return Err(VolumeError::Invalid("not a regular file"));
         }

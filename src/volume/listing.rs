@@ -40,7 +40,7 @@ impl Volume {
             }));
         }
         let _still = self.renames.read();
-        let known = self.nodes.dir(&self.folder, ino)?;
+        let known = self.dir_or_removed(ino)?;
         // A handle of its own, since the position is the handle's.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let dir = open_below(known.as_fd(), OsStr::new("."), flags, Mode::empty())

@@ -19,6 +19,7 @@ mod import;
 mod listing;
 #[cfg(test)]
 mod model_tests;
+mod nameless;
 mod nodes;
 mod open_file;
 mod pieces;
@@ -57,6 +58,7 @@ use self::budget::Budget;
 use self::durability::Durability;
 use self::fold::Fragmented;
 use self::handles::Handles;
+use self::nameless::Nameless;
 use self::nodes::Nodes;
 
 /// Inode number of the root directory.
@@ -155,6 +157,7 @@ pub struct Volume {
     folder: Folder,
     blocks: Arc<Blocks>,
     nodes: Nodes,
+    nameless: Nameless,
     handles: Handles,
     durability: Durability,
     budget: Budget,
@@ -207,6 +210,7 @@ impl Volume {
             blocks: Arc::new(Blocks::new(keys, tiered, options.timeout)?),
             folder,
             nodes: Nodes::new(),
+            nameless: Nameless::default(),
             handles: Handles::default(),
             durability: Durability::default(),
             budget: Budget::new(options.write_budget),

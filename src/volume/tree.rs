@@ -33,6 +33,9 @@ impl Volume {
     /// Gives back `count` references from `lookup`, `create`, `mkdir`, `mknod`, `symlink`, `link` and `readdir_plus`.
     pub fn forget(&self, ino: u64, count: u64) {
         self.nodes.forget(ino, count);
+        if self.nameless.has(ino) && self.nodes.kind(ino).is_none() {
+            self.nameless.forget(ino);
+        }
     }
 
     /// The target of a symbolic link.
@@ -105,8 +108,10 @@ impl Volume {
         let host = names::file_to_host(name);
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the file", error))?;
+        let held = self.hold(&dir, &host, &stat);
         rustix::fs::unlinkat(&dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("unlink", error))?;
+        self.nameless.keep(self.shown_ino(stat.st_ino), held);
         self.name_gone(&stat, parent, name);
         Ok(())
     }
@@ -120,9 +125,11 @@ impl Volume {
         let host = names::dir_to_host(name);
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the directory", error))?;
+        let (held, ino) = (self.hold(&dir, &host, &stat), self.shown_ino(stat.st_ino));
         rustix::fs::unlinkat(&dir, &host, AtFlags::REMOVEDIR)
             .map_err(|error| VolumeError::host("rmdir", error))?;
-        self.nodes.unlinked(self.shown_ino(stat.st_ino), parent, name);
+        self.nameless.keep(ino, held);
+        self.nodes.unlinked(ino, parent, name);
         Ok(())
     }
 
@@ -178,6 +185,10 @@ impl Volume {
             RenameMode::Exchange => RenameFlags::EXCHANGE,
         };
         let new_host = to_host(kind, new_name);
+        let replaced = target
+            .as_ref()
+            .filter(|(_, other)| mode == RenameMode::Replace && other.st_ino != stat.st_ino);
+        let held = replaced.and_then(|(host, other)| self.hold(&new_dir, host, other));
         rustix::fs::renameat_with(&dir, &host, &new_dir, &new_host, flags)
             .map_err(|error| VolumeError::host("rename", error))?;
         self.moved.store(true, Ordering::SeqCst);
@@ -194,6 +205,7 @@ impl Volume {
             }
             other => {
                 if let Some((_, other)) = other {
+                    self.nameless.keep(self.shown_ino(other.st_ino), held);
                     self.name_gone(&other, new_parent, new_name);
                 }
                 self.nodes.renamed(ino, (parent, name), (new_parent, new_name));

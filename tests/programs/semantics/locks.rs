@@ -86,9 +86,9 @@ def first():
     os.write(b, b"1")
     try: fcntl.lockf(fd, EX, 1, 1)
     except OSError as e: assert e.errno == errno.EDEADLK
+posix(mine, EX, 1, 1)
 other = child(first)
 os.read(a, 1)
-posix(mine, EX, 1, 1)
 try: fcntl.lockf(mine, EX, 1, 0)
 except OSError as e: assert e.errno == errno.EDEADLK
 posix(mine, UN)

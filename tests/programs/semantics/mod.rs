@@ -4,6 +4,7 @@ mod attributes;
 mod content;
 mod durability;
 mod locks;
+mod mounting;
 mod names;
 
 use std::path::Path;

@@ -284,6 +284,39 @@ fn rename_has_its_flags() {
 }
 
 #[test]
+fn what_was_removed_goes_on_for_those_who_hold_it() {
+    let volume = TestVolume::mounted();
+    let program = r#"
+os.mkdir("folder"); os.mkdir("other"); os.mkdir("moved"); os.mkfifo("pipe"); open("file", "w").write("content")
+folder, other = os.open("folder", os.O_RDONLY), os.open("other", os.O_PATH)
+pipe, held = os.open("pipe", os.O_RDWR), os.open("file", os.O_PATH)
+numbers = [os.fstat(fd).st_ino for fd in (folder, other, pipe, held)]
+os.rmdir("folder"); os.rename("moved", "other"); os.unlink("pipe"); os.unlink("file")
+time.sleep(1.2)  # longer than attributes are believed
+for fd, number in zip((folder, other, pipe, held), numbers):
+    stat = os.fstat(fd)
+    assert (stat.st_ino, stat.st_size if fd == held else 7) == (number, 7), stat
+    assert fd in (folder, other) or stat.st_nlink == 0
+assert os.listdir(folder) == [] and os.listdir("other") == []
+os.write(pipe, b"still"); assert os.read(pipe, 5) == b"still"
+try: os.mkdir("new", dir_fd=folder)
+except FileNotFoundError: pass
+else: raise AssertionError("made in a removed directory")
+again = os.open("/proc/self/fd/%d" % held, os.O_RDWR)
+assert os.read(again, 10) == b"content"
+os.write(again, b" more"); assert os.pread(again, 20, 0) == b"content more"
+for n in range(1000):
+    open("many", "w").close(); fd = os.open("many", os.O_PATH); os.unlink("many"); os.close(fd)
+"#;
+    python(volume.mountpoint(), program).ok();
+    assert_eq!(
+        fs::read_dir(volume.folder()).unwrap().count(),
+        2,
+        "`other` and the marker"
+    );
+}
+
+#[test]
 fn pipes_sockets_and_devices_work_through_their_names() {
     let mut volume = TestVolume::mounted();
     let at = |name: &str| volume.at(name);
@@ -383,6 +416,8 @@ fn what_cannot_be_had_says_so() {
         Errno::OPNOTSUPP
     );
     fs::write(volume.at("file"), crate::harness::noise(1, 1 << 20)).unwrap();
+    fs::create_dir(volume.at("folder")).unwrap();
+    fs::write(volume.at("folder/below"), b"x").unwrap();
     let swap =
         "chmod 600 file; mkswap -q file; if swapon file 2> said; then swapoff file; exit 9; fi; cat said";
     let said = Cmd::bash(swap).dir(volume.mountpoint()).ok();
@@ -397,7 +432,8 @@ for number in (0x80086601, 0x5401, 0xC020660B):
 class Handle(ctypes.Structure):
     _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128)]
 handle, mount = Handle(bytes=128), ctypes.c_int()
-assert libc.name_to_handle_at(-100, b"file", ctypes.byref(handle), ctypes.byref(mount), 0) == 0, ctypes.get_errno()
+fd = os.open("folder/below", os.O_RDONLY)
+assert libc.name_to_handle_at(-100, b"folder/below", ctypes.byref(handle), ctypes.byref(mount), 0) == 0, ctypes.get_errno()
 root = os.open(".", os.O_RDONLY)
 again = libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY)
 assert again >= 0 and os.fstat(again).st_ino == os.fstat(fd).st_ino

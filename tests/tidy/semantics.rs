@@ -1,0 +1,328 @@
+//! Which tests hold which line of `docs/semantics.md`. A line that is new or said differently at its beginning needs its entry here.
+
+/// How a line begins, and the tests that hold it.
+pub const HELD: &[(&str, &[&str])] = &[
+    (
+        "The mount is a POSIX filesystem for one host.",
+        &[
+            "pjdfstest_finds_nothing_that_ext4_does_better",
+            "random_calls_have_the_same_answers_as_on_the_host",
+            "stress_ng_verifies_the_filesystem_class",
+        ],
+    ),
+    (
+        "| `write` | may lose it",
+        &[
+            "a_file_killed_while_being_rewritten_is_one_of_its_versions",
+            "the_volume_is_a_map_of_names_to_bytes",
+        ],
+    ),
+    (
+        "| `close`, of any descriptor",
+        &[
+            "a_kill_right_after_the_last_close_loses_nothing",
+            "what_was_synced_survives_and_the_rest_is_whole_or_old",
+        ],
+    ),
+    (
+        "| `fsync`, `fdatasync`",
+        &[
+            "a_file_synced_but_not_closed_survives_a_kill",
+            "what_was_synced_survives_and_the_rest_is_whole_or_old",
+            "sqlite_loses_no_commit_when_the_daemon_is_killed",
+        ],
+    ),
+    (
+        "| `fsync` of a directory",
+        &["what_was_synced_survives_and_the_rest_is_whole_or_old"],
+    ),
+    (
+        "| `create`, `mkdir`, `rename`",
+        &["names_and_attributes_outlive_the_daemon_at_once"],
+    ),
+    ("| `umount` (helper)", &["umount_drains_what_is_still_open"]),
+    (
+        "`O_SYNC` and `O_DSYNC`",
+        &[
+            "synchronous_writes_are_kept_without_a_close",
+            "a_mount_with_sync_keeps_every_write",
+            "a_mount_with_dirsync_syncs_every_directory_it_changes",
+        ],
+    ),
+    (
+        "Writes through a shared memory mapping",
+        &["a_map_is_kept_by_msync_and_by_the_last_close_after_it"],
+    ),
+    (
+        "After a crash a file holds",
+        &[
+            "kills_at_random_moments",
+            "power_cuts_on_ext4",
+            "power_cuts_on_xfs",
+            "the_volume_is_a_map_of_names_to_bytes",
+        ],
+    ),
+    (
+        "kernel hands them over:",
+        &[
+            "kills_at_random_moments",
+            "power_cuts_on_ext4",
+            "names_are_in_a_state_that_was_and_not_before_the_last_that_was_synced",
+        ],
+    ),
+    (
+        "| the host's call for an operation",
+        &["a_call_that_fails_is_reported_and_nothing_is_lost"],
+    ),
+    (
+        "| storing what was written: no space",
+        &[
+            "a_full_disk_under_the_state",
+            "a_call_that_fails_is_reported_and_nothing_is_lost",
+        ],
+    ),
+    (
+        "| the sync of a `.f` or of the folder",
+        &["a_failed_fsync_is_told_once_to_each_descriptor_and_makes_the_next_one_write_again"],
+    ),
+    (
+        "| the sync of the store",
+        &["a_failure_of_every_call_is_reported_and_nothing_is_lost"],
+    ),
+    (
+        "| `open`, `creat`",
+        &[
+            "a_running_program_cannot_be_cut",
+            "records_appended_by_several_processes_stay_whole",
+            "direct_buffered_and_mapped_see_the_same_bytes",
+            "what_cannot_be_had_says_so",
+        ],
+    ),
+    (
+        "| `read`",
+        &[
+            "a_pulled_cable_is_an_error_in_time_and_heals",
+            "fsx_finds_every_byte_where_it_was_put",
+        ],
+    ),
+    (
+        "| `write` | buffered here",
+        &[
+            "a_large_file_needs_little_memory",
+            "random_writes_are_what_a_plain_file_would_hold",
+        ],
+    ),
+    (
+        "| `truncate`, `ftruncate`",
+        &["cutting_and_growing_leave_zeros_and_never_old_bytes"],
+    ),
+    (
+        "| `fallocate`",
+        &["fallocate_grows_punches_and_zeroes_and_refuses_the_rest"],
+    ),
+    ("| `lseek`", &["holes_are_told_and_never_hide_data"]),
+    ("| `copy_file_range`", &["a_copy_names_the_same_blocks"]),
+    (
+        "| `rename`",
+        &[
+            "rename_has_its_flags",
+            "random_calls_have_the_same_answers_as_on_the_host",
+        ],
+    ),
+    (
+        "| `link`, `symlink`, `mknod`",
+        &[
+            "a_file_has_as_many_names_as_the_host_allows",
+            "names_are_as_long_as_the_page_says",
+            "paths_are_as_long_as_linux_has_them_and_trees_deeper_still",
+        ],
+    ),
+    (
+        "| `unlink` | the blocks go later",
+        &["blocks_that_nothing_refers_to_are_collected_and_the_others_are_not"],
+    ),
+    (
+        "| `unlink` of an open file",
+        &[
+            "an_open_file_without_a_name_lives_until_it_is_closed",
+            "an_open_file_lives_on_without_a_name",
+        ],
+    ),
+    (
+        "| `rmdir`, `unlink` or replacing",
+        &[
+            "what_was_removed_goes_on_for_those_who_hold_it",
+            "rename_has_its_flags",
+        ],
+    ),
+    (
+        "| `mknod`, sockets, pipes",
+        &["pipes_sockets_and_devices_work_through_their_names"],
+    ),
+    (
+        "| times",
+        &[
+            "times_are_kept_to_the_nanosecond_and_change_when_they_should",
+            "times_set_by_hand_outlive_the_write_back",
+        ],
+    ),
+    ("| last access", &["the_last_access_is_noted_as_the_mount_says"]),
+    (
+        "| `chmod`, `chown`, `utimens`",
+        &["pjdfstest_finds_nothing_that_ext4_does_better"],
+    ),
+    (
+        "| extended attributes, POSIX ACLs",
+        &["extended_attributes_in_every_namespace"],
+    ),
+    (
+        "| `flock`, `fcntl` locks",
+        &[
+            "locks_hold_between_processes_until_they_are_given_back",
+            "two_writers_of_one_image_are_kept_apart_by_its_locks",
+        ],
+    ),
+    (
+        "| `mmap`",
+        &[
+            "a_shared_map_is_the_file",
+            "fio_verifies_random_writes_of_four_jobs",
+        ],
+    ),
+    ("| `statfs`", &["statfs_tells_what_the_disk_under_the_folder_has"]),
+    ("| `ioctl`", &["what_cannot_be_had_says_so"]),
+    (
+        "| `.dfs` in the root",
+        &[
+            "the_marker_is_a_virtual_folder_in_the_mount",
+            "dfs_shows_its_status_without_being_listed",
+        ],
+    ),
+    (
+        "| listing a directory",
+        &[
+            "a_listing_neither_loses_nor_repeats_while_the_directory_changes",
+            "a_position_in_a_directory_is_found_again",
+        ],
+    ),
+    (
+        "Permissions are checked by the kernel",
+        &[
+            "pjdfstest_finds_nothing_that_ext4_does_better",
+            "owners_can_be_shown_as_somebody",
+        ],
+    ),
+    ("`-o uid=`, `-o gid=`", &["owners_can_be_shown_as_somebody"]),
+    (
+        "Set-id programs and device nodes",
+        &[
+            "set_id_programs_need_the_option_suid",
+            "pipes_sockets_and_devices_work_through_their_names",
+        ],
+    ),
+    (
+        "Names, absent names and attributes",
+        &[
+            "changes_behind_the_mount_are_seen_soon",
+            "names_and_attributes_are_believed_as_long_as_asked_for",
+        ],
+    ),
+    (
+        "A file's pages stay cached",
+        &["changes_behind_the_mount_are_seen_soon"],
+    ),
+    (
+        "Symbolic links are cached",
+        &[
+            "changes_behind_the_mount_are_seen_soon",
+            "a_mount_that_lets_the_kernel_collect_writes_keeps_them_as_well",
+        ],
+    ),
+    ("- NFS export", &["what_cannot_be_had_says_so"]),
+    ("- `O_TMPFILE`", &["what_cannot_be_had_says_so"]),
+    (
+        "- Interrupting a read",
+        &["a_pulled_cable_is_an_error_in_time_and_heals"],
+    ),
+    (
+        "- Notification (inotify)",
+        &["changes_behind_the_mount_are_seen_soon"],
+    ),
+    ("- Swap files", &["what_cannot_be_had_says_so"]),
+    (
+        "`mount.dfs` returns once",
+        &[
+            "a_second_mount_is_refused_and_says_why",
+            "a_dead_mount_is_replaced",
+        ],
+    ),
+    (
+        "`umount` goes through",
+        &[
+            "umount_drains_what_is_still_open",
+            "umount_of_the_system_ends_the_daemon_too",
+            "an_unmount_without_helper_loses_nothing",
+        ],
+    ),
+    (
+        "A mount that is in use",
+        &["a_mount_in_use_stays_and_a_lazy_unmount_waits_for_the_last_user"],
+    ),
+    (
+        "`-o remount`",
+        &[
+            "remounting_changes_the_flags_of_a_mount",
+            "remounting_changes_flags",
+        ],
+    ),
+];
+
+/// Complaints: lines of the page without an entry, entries without a line, tests that are not there. Headings and the heads of tables say
+/// nothing by themselves.
+pub fn unheld(page: &str, held: &[(&str, &[&str])], tests: &str) -> Vec<String> {
+    let lines: Vec<&str> = page.lines().collect();
+    let says = |at: usize| {
+        let is_rule = |line: &&str| line.starts_with("|---");
+        let line = lines[at];
+        !line.is_empty()
+            && !line.starts_with('#')
+            && !is_rule(&line)
+            && !lines.get(at + 1).is_some_and(is_rule)
+    };
+    let saying: Vec<&str> = (0..lines.len())
+        .filter(|at| says(*at))
+        .map(|at| lines[at])
+        .collect();
+    let mut bad = Vec::new();
+    for line in &saying {
+        let entries = held.iter().filter(|(start, _)| is_start(line, start)).count();
+        if entries != 1 {
+            bad.push(format!(
+                "docs/semantics.md: {entries} entries of tests/tidy/semantics.rs hold: {line}"
+            ));
+        }
+    }
+    for (start, names) in held {
+        if !saying.iter().any(|line| is_start(line, start)) {
+            bad.push(format!(
+                "tests/tidy/semantics.rs: no line of docs/semantics.md begins with: {start}"
+            ));
+        }
+        if names.is_empty() {
+            bad.push(format!("tests/tidy/semantics.rs: no test holds: {start}"));
+        }
+        for name in names
+            .iter()
+            .filter(|name| !tests.contains(&format!("fn {name}(")))
+        {
+            bad.push(format!("tests/tidy/semantics.rs: there is no test {name}"));
+        }
+    }
+    bad
+}
+
+/// Whole words only: `read` begins no line about `readlink`.
+fn is_start(line: &str, start: &str) -> bool {
+    line.strip_prefix(start)
+        .is_some_and(|rest| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_'))
+}
