@@ -256,19 +256,22 @@ fn kill_while_recovering(some: Option<u64>) {
 
 /// Mounts with a fault at one of the calls from the first on. Returns the call that was hit, and how many there were.
 fn mount_traced(volume: &TestVolume, fault: (u64, Fault)) -> (Option<Call>, u64) {
-    // Stopped until it is observed.
-    let script = "kill -STOP $$; exec \"$@\"";
+    // Stopped until it is observed. A shell is its parent, because whoever observes a child of its own takes its end from who waits for it.
+    let script = "sh -c 'kill -STOP $$; exec \"$@\"' sh \"$@\" & echo $!; wait $!";
     let command = Cmd::new("sh")
         .args(["-c", script, "sh"])
         .arg(own_path("mount-dfs"));
     let mut mount = command.arg(volume.folder()).arg(volume.mountpoint()).start();
-    let stat = format!("/proc/{}/stat", mount.pid());
+    let mut pid = None;
     wait_for("it stops", SOON, || {
-        fs::read_to_string(&stat).unwrap().contains(") T ")
+        pid = mount.said().trim().parse::<i32>().ok();
+        let stat = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        stat.is_some_and(|stat| stat.contains(") T "))
     });
-    let tracer = Tracer::attach(mount.pid(), &[volume.folder(), volume.state()]);
+    let pid = pid.unwrap();
+    let tracer = Tracer::attach(pid, &[volume.folder(), volume.state()]);
     tracer.arm(Some(fault), changes_something);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(mount.pid()), Signal::SIGCONT).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     mount.wait();
     (tracer.hit(), tracer.seen())
 }
