@@ -289,26 +289,33 @@ fn a_failure_of_every_call_is_reported_and_nothing_is_lost() {
 
 fn fail_at(some: Option<u64>) {
     let mut dice = Dice::new(seed());
+    let errors = [Errno::IO, Errno::NOSPC].map(|errno| Fault::Error(errno.raw_os_error()));
     let all = count(any, |bench| bench.work().1.unwrap());
-    let faults = [
-        Fault::Error(Errno::IO.raw_os_error()),
-        Fault::Error(Errno::NOSPC.raw_os_error()),
-        Fault::Short,
-    ];
     for point in points(all, some, &mut dice) {
-        let chosen = faults[dice.below(3) as usize];
-        for fault in faults
+        let chosen = errors[dice.below(2) as usize];
+        for fault in errors
             .into_iter()
             .filter(|fault| some.is_none() || *fault == chosen)
         {
-            fail_one(point, fault);
+            fail_one(point, fault, any);
         }
+    }
+    let all = count(is_write, |bench| bench.work().1.unwrap());
+    for point in points(all, some.map(|some| some / 3), &mut dice) {
+        fail_one(point, Fault::Short, is_write);
     }
 }
 
-fn fail_one(point: u64, fault: Fault) {
+fn is_write(call: &Call) -> bool {
+    matches!(
+        call.name,
+        "write" | "pwrite64" | "writev" | "pwritev" | "pwritev2"
+    )
+}
+
+fn fail_one(point: u64, fault: Fault, may_be_hit: fn(&Call) -> bool) {
     let mut bench = Bench::new();
-    bench.tracer.arm(Some((point, fault)), any);
+    bench.tracer.arm(Some((point, fault)), may_be_hit);
     let (ended, done) = bench.work();
     let hit = bench.tracer.hit();
     eprintln!("{fault:?} at call {point}: {hit:?}, {done:?}");
@@ -319,7 +326,10 @@ fn fail_one(point: u64, fault: Fault) {
     let log = bench.volume.log();
     assert!(!log.contains("panicked"), "{log}");
     let of_state = |call: &Call| call.path.starts_with(bench.volume.state());
-    let is_sync = |call: &Call| matches!(call.name, "fsync" | "fdatasync" | "syncfs");
+    // The directory of the segments is opened for nothing but to sync it.
+    let is_sync = |call: &Call| {
+        matches!(call.name, "fsync" | "fdatasync" | "syncfs") || call.path.ends_with("store.sqlite-blocks")
+    };
     if hit.as_ref().is_some_and(|call| of_state(call) && is_sync(call)) {
         // The store writes no more, and says so, until it is opened again.
         bench.volume.kill();
