@@ -197,10 +197,6 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
-    }
-
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) {

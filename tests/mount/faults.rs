@@ -256,19 +256,22 @@ fn kill_while_recovering(some: Option<u64>) {
 
 /// Mounts with a fault at one of the calls from the first on. Returns the call that was hit, and how many there were.
 fn mount_traced(volume: &TestVolume, fault: (u64, Fault)) -> (Option<Call>, u64) {
-    // Stopped until it is observed.
-    let script = "kill -STOP $$; exec \"$@\"";
+    // Stopped until it is observed. A shell is its parent, because whoever observes a child of its own takes its end from who waits for it.
+    let script = "sh -c 'kill -STOP $$; exec \"$@\"' sh \"$@\" & echo $!; wait $!";
     let command = Cmd::new("sh")
         .args(["-c", script, "sh"])
         .arg(own_path("mount-dfs"));
     let mut mount = command.arg(volume.folder()).arg(volume.mountpoint()).start();
-    let stat = format!("/proc/{}/stat", mount.pid());
+    let mut pid = None;
     wait_for("it stops", SOON, || {
-        fs::read_to_string(&stat).unwrap().contains(") T ")
+        pid = mount.said().trim().parse::<i32>().ok();
+        let stat = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        stat.is_some_and(|stat| stat.contains(") T "))
     });
-    let tracer = Tracer::attach(mount.pid(), &[volume.folder(), volume.state()]);
+    let pid = pid.unwrap();
+    let tracer = Tracer::attach(pid, &[volume.folder(), volume.state()]);
     tracer.arm(Some(fault), changes_something);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(mount.pid()), Signal::SIGCONT).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     mount.wait();
     (tracer.hit(), tracer.seen())
 }
@@ -286,26 +289,33 @@ fn a_failure_of_every_call_is_reported_and_nothing_is_lost() {
 
 fn fail_at(some: Option<u64>) {
     let mut dice = Dice::new(seed());
+    let errors = [Errno::IO, Errno::NOSPC].map(|errno| Fault::Error(errno.raw_os_error()));
     let all = count(any, |bench| bench.work().1.unwrap());
-    let faults = [
-        Fault::Error(Errno::IO.raw_os_error()),
-        Fault::Error(Errno::NOSPC.raw_os_error()),
-        Fault::Short,
-    ];
     for point in points(all, some, &mut dice) {
-        let chosen = faults[dice.below(3) as usize];
-        for fault in faults
+        let chosen = errors[dice.below(2) as usize];
+        for fault in errors
             .into_iter()
             .filter(|fault| some.is_none() || *fault == chosen)
         {
-            fail_one(point, fault);
+            fail_one(point, fault, any);
         }
+    }
+    let all = count(is_write, |bench| bench.work().1.unwrap());
+    for point in points(all, some.map(|some| some / 3), &mut dice) {
+        fail_one(point, Fault::Short, is_write);
     }
 }
 
-fn fail_one(point: u64, fault: Fault) {
+fn is_write(call: &Call) -> bool {
+    matches!(
+        call.name,
+        "write" | "pwrite64" | "writev" | "pwritev" | "pwritev2"
+    )
+}
+
+fn fail_one(point: u64, fault: Fault, may_be_hit: fn(&Call) -> bool) {
     let mut bench = Bench::new();
-    bench.tracer.arm(Some((point, fault)), any);
+    bench.tracer.arm(Some((point, fault)), may_be_hit);
     let (ended, done) = bench.work();
     let hit = bench.tracer.hit();
     eprintln!("{fault:?} at call {point}: {hit:?}, {done:?}");
@@ -316,7 +326,10 @@ fn fail_one(point: u64, fault: Fault) {
     let log = bench.volume.log();
     assert!(!log.contains("panicked"), "{log}");
     let of_state = |call: &Call| call.path.starts_with(bench.volume.state());
-    let is_sync = |call: &Call| matches!(call.name, "fsync" | "fdatasync" | "syncfs");
+    // The directory of the segments is opened for nothing but to sync it.
+    let is_sync = |call: &Call| {
+        matches!(call.name, "fsync" | "fdatasync" | "syncfs") || call.path.ends_with("store.sqlite-blocks")
+    };
     if hit.as_ref().is_some_and(|call| of_state(call) && is_sync(call)) {
         // The store writes no more, and says so, until it is opened again.
         bench.volume.kill();
