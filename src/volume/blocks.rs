@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +26,9 @@ const PLAIN_CACHE_BYTES: usize = 48 << 20;
 
 /// Openers kept for reuse; more threads than this at once make their own.
 const IDLE_OPENERS: usize = 16;
+
+/// Stretches stored in turn before others may collect.
+const IN_TURN: usize = 8;
 
 /// zstd level: level 1 costs a quarter less time than 3 for a few percent of size.
 const COMPRESSION_LEVEL: i32 = 1;
@@ -204,6 +208,58 @@ impl Blocks {
 
     /// Seals plaintext along its cuts on all cores and stores the blocks. They survive the death of the process when this returns.
     pub fn store(&self, data: &[u8], cuts: &[Cut]) -> Result<(Vec<Stored>, CommitSeq)> {
+        let watch = self.watch.read();
+        let (stored, batch) = self.seal(data, cuts, watch.as_ref())?;
+        Ok((stored, self.put(batch)?))
+    }
+
+    /// As [`Blocks::store`] for several stretches: while one is stored the next is sealed. `next` gives plaintext, cuts and a mark, and
+    /// must not wait for other computers; `done` is told of each in the same order.
+    pub fn store_in_turn<T>(
+        &self,
+        mut next: impl FnMut() -> Result<Option<(Vec<u8>, Vec<Cut>, T)>>,
+        mut done: impl FnMut(T, &[Stored], CommitSeq),
+    ) -> Result<()> {
+        // Not for longer than some of them take: a collection may be waiting for it, and others for the collection.
+        let watch = self.watch.read();
+        std::thread::scope(|scope| {
+            let mut storing = None;
+            let mut finish =
+                |storing: &mut Option<(T, Vec<Stored>, ScopedJoinHandle<'_, Result<CommitSeq>>)>| {
+                    let Some((mark, stored, put)) = storing.take() else {
+                        return Ok(());
+                    };
+                    let seq = put
+                        .join()
+                        .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
+                    done(mark, &stored, seq);
+                    Ok(())
+                };
+            for _ in 0..IN_TURN {
+                let Some((data, cuts, mark)) = next()? else { break };
+                let (stored, batch) = self.seal(&data, &cuts, watch.as_ref())?;
+                finish(&mut storing)?;
+                storing = Some((mark, stored, scope.spawn(move || self.put(batch))));
+            }
+            finish(&mut storing)
+        })
+    }
+
+    fn put(&self, batch: Vec<Put>) -> Result<CommitSeq> {
+        let store = self.tiered.store();
+        if batch.is_empty() {
+            return Ok(store.last_seq());
+        }
+        store.put(batch).map_err(VolumeError::store)
+    }
+
+    /// What each cut becomes, and the blocks that are not in the store yet.
+    fn seal(
+        &self,
+        data: &[u8],
+        cuts: &[Cut],
+        watch: Option<&Mutex<HashSet<BlockId>>>,
+    ) -> Result<(Vec<Stored>, Vec<Put>)> {
         let mut pieces = Vec::with_capacity(cuts.len());
         let mut at = 0;
         for cut in cuts {
@@ -213,7 +269,6 @@ impl Blocks {
             }
             at += len;
         }
-        let watch = self.watch.read();
         let (epoch, key) = self.keys.current();
         let known = |plain: &PlainHash| self.known(plain);
         let sealed = self
@@ -233,15 +288,9 @@ impl Blocks {
                 });
             }
         }
-        if let Some(taken_up) = &*watch {
+        if let Some(taken_up) = watch {
             taken_up.lock().extend(&ids);
         }
-        let store = self.tiered.store();
-        let seq = if batch.is_empty() {
-            store.last_seq()
-        } else {
-            store.put(batch).map_err(VolumeError::store)?
-        };
         let mut ids = ids.into_iter();
         let stored = cuts.iter().map(|cut| match *cut {
             Cut::Data(len) => Stored {
@@ -250,7 +299,7 @@ impl Blocks {
             },
             Cut::Zeros(len) => Stored { len, block: None },
         });
-        Ok((stored.collect(), seq))
+        Ok((stored.collect(), batch))
     }
 
     /// From now on, takes note of the blocks that are stored or found to be there already.

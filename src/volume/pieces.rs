@@ -484,7 +484,8 @@ impl Pieces {
         }
     }
 
-    fn divide(&mut self, at: u64) {
+    /// Lets a piece begin at `at`. Changes no byte.
+    pub fn divide(&mut self, at: u64) {
         let Some((&start, piece)) = self.map.range(..at).next_back() else {
             return;
         };

@@ -18,9 +18,10 @@ use crate::base::types::Timestamp;
 use crate::folder::slots;
 use crate::object::slot::SlotError;
 use crate::object::{Content, Extent, IndexRef, Manifest, index, slot};
+use crate::store::CommitSeq;
 
 /// Plaintext sealed at once: enough chunks for all cores, little against the memory budget.
-pub const BATCH: u64 = 8 << 20;
+pub const BATCH: u64 = 4 << 20;
 
 /// A stretch shorter than this is not worth sealing before the file is flushed: it may still change.
 pub const STREAM_MIN: u64 = 4 << 20;
@@ -140,10 +141,54 @@ impl Volume {
                 from = range.end;
                 continue;
             }
-            let range = file.state.lock().pieces.with_loose_around(range);
-            from = self.reseal(file, range, what)?.max(from);
+            let wide = file.state.lock().pieces.with_loose_around(range.clone());
+            let streamed = match wide.start == range.start {
+                true => self.stream(file, range.start)?,
+                false => range.start,
+            };
+            from = match streamed == range.start {
+                true => self.reseal(file, wide, what)?.max(from),
+                false => streamed,
+            };
         }
         Ok(())
+    }
+
+    /// Seals the batches of a long stretch in memory that begins at `start`, all but its last one: the next is sealed while one is stored.
+    /// Returns where to go on.
+    fn stream(&self, file: &OpenFile, start: u64) -> Result<u64> {
+        let mut at = start;
+        let mut meanwhile = false;
+        let next = || {
+            let plan = {
+                let state = file.state.lock();
+                let range = state.pieces.unsettled_after(at).filter(|range| range.start == at);
+                range
+                    .and_then(|range| plan(&state, range))
+                    .filter(|plan| plan.goes_on)
+            };
+            let Some(plan) = plan else { return Ok(None) };
+            let mut data = Vec::with_capacity(BATCH as usize + CHUNK_MAX);
+            for piece in &plan.pieces {
+                self.append_plaintext(file, piece, &mut data)?;
+            }
+            let cuts = self.blocks.cuts(&data, false);
+            let covered = at..at + cuts.iter().map(|cut| cut_len(*cut) as u64).sum::<u64>();
+            let mut state = file.state.lock();
+            if covered.is_empty() || !same_since(&state.pieces, &covered, plan.stamp) {
+                return Ok(None);
+            }
+            // The next batch begins with a piece.
+            state.pieces.divide(covered.end);
+            at = covered.end;
+            data.truncate((covered.end - covered.start) as usize);
+            Ok(Some((data, cuts, (covered, plan.stamp))))
+        };
+        let done = |(covered, stamp): (Range<u64>, u64), stored: &[Stored], seq| {
+            meanwhile |= !self.settle_range(&mut file.state.lock(), covered, stamp, stored, seq);
+        };
+        self.blocks.store_in_turn(next, done)?;
+        Ok(if meanwhile { u64::MAX } else { at })
     }
 
     /// Seals a stretch, or the beginning of it. Returns where to go on. The lock for write-backs is held.
@@ -162,21 +207,33 @@ impl Volume {
         }
         let (stored, seq) = self.blocks.store(&data[..covered], &cuts)?;
         let covered = range.start..range.start + covered as u64;
-        let mut state = file.state.lock();
-        if !same_since(&state.pieces, &covered, plan.stamp) {
-            // Written to meanwhile: it has another turn, and the blocks are left for the collector.
-            return Ok(u64::MAX);
+        let end = covered.end;
+        let settled = self.settle_range(&mut file.state.lock(), covered, plan.stamp, &stored, seq);
+        Ok(if settled { end } else { u64::MAX })
+    }
+
+    /// Puts blocks in the place of what they were made of. False when that was written to meanwhile: it has another turn, and the blocks
+    /// are left for the collector.
+    fn settle_range(
+        &self,
+        state: &mut State,
+        covered: Range<u64>,
+        stamp: u64,
+        stored: &[Stored],
+        seq: CommitSeq,
+    ) -> bool {
+        if !same_since(&state.pieces, &covered, stamp) {
+            return false;
         }
         let before = state.pieces.in_memory();
         if state.generation > 0 {
             // In place of what an older version had here.
             self.freed(covered.end - covered.start);
         }
-        let end = covered.end;
         state.pieces.replace(covered, stored.iter().map(settle));
         state.seq = state.seq.max(seq);
         self.budget.changed(before, state.pieces.in_memory());
-        Ok(end)
+        true
     }
 
     /// Cuts the plan's plaintext. A last chunk that would be too short takes in the blocks behind it.
