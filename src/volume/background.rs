@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Volume;
 use super::error::{Result, VolumeError};
 use super::open_file::OpenFile;
-use super::write_back::Spill;
+use super::spill::Spill;
 use crate::base::activity;
 
 /// Files that wait to be sealed. One that finds no place is sealed when it is flushed.

@@ -51,6 +51,9 @@ pub struct Stored {
     pub block: Option<BlockId>,
 }
 
+/// A stretch on its way into the store: its mark, what it became, and the thread that stores it.
+type Storing<'scope, T> = (T, Vec<Stored>, ScopedJoinHandle<'scope, Result<CommitSeq>>);
+
 /// The blocks of one volume.
 pub struct Blocks {
     keys: Arc<VolumeKeys>,
@@ -224,17 +227,16 @@ impl Blocks {
         let watch = self.watch.read();
         std::thread::scope(|scope| {
             let mut storing = None;
-            let mut finish =
-                |storing: &mut Option<(T, Vec<Stored>, ScopedJoinHandle<'_, Result<CommitSeq>>)>| {
-                    let Some((mark, stored, put)) = storing.take() else {
-                        return Ok(());
-                    };
-                    let seq = put
-                        .join()
-                        .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
-                    done(mark, &stored, seq);
-                    Ok(())
+            let mut finish = |storing: &mut Option<Storing<'_, T>>| {
+                let Some((mark, stored, put)) = storing.take() else {
+                    return Ok(());
                 };
+                let seq = put
+                    .join()
+                    .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
+                done(mark, &stored, seq);
+                Ok(())
+            };
             for _ in 0..IN_TURN {
                 let Some((data, cuts, mark)) = next()? else { break };
                 let (stored, batch) = self.seal(&data, &cuts, watch.as_ref())?;

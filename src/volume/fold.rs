@@ -16,7 +16,7 @@ use super::blocks::Cut;
 use super::error::{Result, VolumeError};
 use super::open_file::{OpenFile, State};
 use super::pieces::{Pieces, Source};
-use super::write_back::{BATCH, Spill, same_since};
+use super::spill::{BATCH, Spill, same_since};
 use super::{Volume, Wait};
 use crate::base::limits::{CHUNK_AVG, CHUNK_MIN};
 use crate::folder::host::attr_of;

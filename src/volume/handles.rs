@@ -24,7 +24,7 @@ use super::open_file::{OpenFile, State, choose, new_file_id};
 use super::pieces::{Piece, Source};
 use super::read::ReadAhead;
 use super::shown::is_shown;
-use super::write_back::{STREAM_MIN, Spill};
+use super::spill::{STREAM_MIN, Spill};
 use super::{Allocate, Opened, SeekTo, Volume, Wait};
 use crate::base::activity::{self, Waits};
 use crate::base::limits::{CHUNK_MAX, FILE_MAX};

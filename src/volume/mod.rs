@@ -1,7 +1,7 @@
 //! Storey 3: the filesystem without a kernel. Every operation is synchronous, may be called from any thread, and waits no longer than
 //! the fetch timeout. Called by `fuse` and by `daemon` (import, export).
 //!
-//! `tree` finds and changes names, `attributes` what inodes carry, `handles` what is open; `read` and `write_back` move content between
+//! `tree` finds and changes names, `attributes` what inodes carry, `handles` what is open; `read`, `spill` and `write_back` move content between
 //! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds.
 
 mod attributes;
@@ -26,6 +26,7 @@ mod pieces;
 mod read;
 mod replace;
 mod shown;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::spill::Spill;
 use super::tests::{Bench, CALLER, RW, noise, read_all, write_all};
-use super::write_back::Spill;
 use super::{ROOT_INO, SeekTo, Volume, VolumeOptions, Wait};
 use crate::base::StoreId;
 use crate::base::types::{OpenMode, RenameMode};

@@ -70,7 +70,7 @@ fn walk(files: u64) {
     assert!(entries > files, "{entries} entries");
     let used = volume.memory().saturating_sub(before);
     let allowed = files * ENTRY_MAX + WALK_MAX;
-    println!(
+    eprintln!(
         "{} MiB, at most {} MiB; {} bytes an entry",
         volume.memory() >> 20,
         volume.peak_memory() >> 20,
@@ -240,7 +240,7 @@ fn big(mib: u64, peak_mib: u64) {
         assert!(found == piece(n), "MiB {n}");
     }
     let peak = volume.peak_memory() >> 20;
-    println!("{mib} MiB: {written} MiB of memory after writing, {peak} MiB after reading");
+    eprintln!("{mib} MiB: {written} MiB of memory after writing, {peak} MiB after reading");
     assert!(peak < peak_mib, "{peak} MiB at most, {written} MiB after writing");
 }
 
