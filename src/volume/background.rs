@@ -202,17 +202,17 @@ impl Volume {
             seen.iter().for_each(|(ino, _)| self.sync_failed(*ino, &error));
             return Err(VolumeError::host("sync the folder", error));
         }
-        for (ino, generation) in seen {
+        for (ino, version) in seen {
             // Under the shard's lock, so that a file being loaded sees either the entry or its effect.
             let shard = self.handles.shard(ino).lock();
             match shard.get(&ino) {
                 Some(file) => {
                     let mut state = file.state.lock();
-                    if state.generation == generation && self.durability.is_durable(ino, generation) {
+                    if state.version() == version && self.durability.is_durable(ino, version) {
                         state.durable = state.latest;
                     }
                 }
-                None => drop(self.durability.is_durable(ino, generation)),
+                None => drop(self.durability.is_durable(ino, version)),
             }
         }
         Ok(())

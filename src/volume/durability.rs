@@ -8,13 +8,17 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::open_file::State;
+use crate::base::FileId;
 use crate::folder::slots::Slot;
+
+/// A version of a file: its id and generation. The number of an inode would not do, which comes again with another file.
+pub type Version = (FileId, u64);
 
 /// What is known of a file that is not durable yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unsynced {
-    /// Generation of its newest version.
-    pub generation: u64,
+    /// Its newest version.
+    pub version: Version,
     /// The slot that holds the newest version known to be durable.
     pub durable: Option<Slot>,
     /// A sync failed since the newest version was written: the kernel may have dropped it and count it as written, so that no later sync
@@ -34,7 +38,7 @@ impl Durability {
         self.files.lock().insert(
             ino,
             Unsynced {
-                generation: state.generation,
+                version: state.version(),
                 durable: state.durable,
                 suspect: false,
             },
@@ -65,11 +69,11 @@ impl Durability {
         self.files.lock().get(&ino).copied()
     }
 
-    /// The version `generation` of a file is on the disk. False when there is a newer one, or when it must be written again.
-    pub fn is_durable(&self, ino: u64, generation: u64) -> bool {
+    /// This version of a file is on the disk. False when there is a newer one, or when it must be written again.
+    pub fn is_durable(&self, ino: u64, version: Version) -> bool {
         let mut files = self.files.lock();
         match files.get(&ino) {
-            Some(file) if file.generation == generation && !file.suspect => {
+            Some(file) if file.version == version && !file.suspect => {
                 files.remove(&ino);
                 true
             }
@@ -83,12 +87,12 @@ impl Durability {
         self.files.lock().remove(&ino);
     }
 
-    /// Everything listed: files and the generations that a sync begun now will make durable.
-    pub fn snapshot(&self) -> Vec<(u64, u64)> {
+    /// Everything listed: inodes and the versions that a sync begun now will make durable.
+    pub fn snapshot(&self) -> Vec<(u64, Version)> {
         self.files
             .lock()
             .iter()
-            .map(|(ino, file)| (*ino, file.generation))
+            .map(|(ino, file)| (*ino, file.version))
             .collect()
     }
 
@@ -101,7 +105,6 @@ impl Durability {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::FileId;
 
     #[test]
     fn a_sync_settles_only_the_version_it_saw() {
@@ -112,11 +115,29 @@ mod tests {
         let seen = list.snapshot();
         state.generation = 2;
         list.wrote(7, &state);
-        assert_eq!(seen, vec![(7, 1)]);
-        assert!(!list.is_durable(7, 1));
+        assert_eq!(seen, vec![(7, (state.id, 1))]);
+        assert!(!list.is_durable(7, (state.id, 1)));
         assert_eq!(list.len(), 1);
-        assert!(list.is_durable(7, 2));
+        assert!(list.is_durable(7, (state.id, 2)));
         assert_eq!(list.len(), 0);
+    }
+
+    #[test]
+    fn a_sync_settles_no_other_file_that_got_the_number_meanwhile() {
+        let list = Durability::default();
+        let state_of = |id| {
+            let mut state = State::empty(FileId([id; 16]));
+            state.generation = 1;
+            state
+        };
+        list.wrote(7, &state_of(0));
+        let seen = list.snapshot();
+        list.forget(7);
+        list.wrote(7, &state_of(1));
+        for (ino, version) in seen {
+            list.is_durable(ino, version);
+        }
+        assert_eq!(list.len(), 1);
     }
 
     #[test]
@@ -128,10 +149,10 @@ mod tests {
         list.suspect(7);
         list.suspect(8);
         assert_eq!(list.suspects(), vec![7]);
-        assert!(!list.is_durable(7, 1));
+        assert!(!list.is_durable(7, (state.id, 1)));
         state.generation = 2;
         list.wrote(7, &state);
         assert!(!list.is_suspect(7));
-        assert!(list.is_durable(7, 2));
+        assert!(list.is_durable(7, (state.id, 2)));
     }
 }

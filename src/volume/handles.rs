@@ -20,6 +20,7 @@ use super::attributes::now;
 use super::beside::Beside;
 use super::error::{Result, VolumeError};
 use super::listing::DirHandle;
+use super::nameless::has_no_name;
 use super::open_file::{OpenFile, State, choose, new_file_id};
 use super::pieces::{Piece, Source};
 use super::read::ReadAhead;
@@ -493,7 +494,7 @@ impl Volume {
         state.leftover = state.latest.is_none() && !bytes.is_empty();
         state.handles = 1;
         state.writers = usize::from(write);
-        state.unlinked = self.nameless.has(ino);
+        state.unlinked = self.nameless.has(ino) && has_no_name(&host);
         self.budget.changed(0, state.pieces.in_memory());
         let file = OpenFile::new(ino, host, writable, state);
         shard.insert(ino, Arc::clone(&file));

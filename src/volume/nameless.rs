@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::Volume;
 use super::error::{Result, VolumeError};
@@ -38,11 +38,9 @@ impl Nameless {
     }
 
     /// Keeps an inode whose last name is gone.
-    pub fn keep(&self, ino: u64, held: Option<OwnedFd>) {
+    pub fn keep(&self, ino: u64, held: OwnedFd) {
         let mut kept = self.kept.lock();
-        if let Some(held) = held
-            && kept.len() < KEPT
-        {
+        if kept.len() < KEPT {
             kept.insert(ino, Arc::new(held));
         }
     }
@@ -54,16 +52,50 @@ impl Nameless {
     }
 }
 
+/// Holds what is about to lose a name.
+pub(super) fn hold(dir: &OwnedFd, host: &OsStr, stat: &Stat) -> Option<OwnedFd> {
+    let held = open_below(dir.as_fd(), host, OFlags::PATH, Mode::empty()).ok()?;
+    let same = rustix::fs::fstat(&held).is_ok_and(|now| now.st_ino == stat.st_ino);
+    same.then_some(held)
+}
+
+/// Whether the last name of an open file is gone. The host is asked each time: what was known before a name went may have changed since,
+/// by a link that somebody made or by a new file with the same inode number.
+pub(super) fn has_no_name(file: impl AsFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
 impl Volume {
-    /// Holds what is about to lose a name, if that is its last one and the kernel knows it.
-    pub(super) fn hold(&self, dir: &OwnedFd, host: &OsStr, stat: &Stat) -> Option<OwnedFd> {
-        let is_last = stat.st_nlink <= 1 || rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
-        if !is_last || self.nodes.kind(self.shown_ino(stat.st_ino)).is_none() {
-            return None;
+    /// Takes note that a name of an inode is gone, and keeps the inode if that was its last one and the kernel knows it.
+    ///
+    /// `held` is from before the name went: once the last name is gone and nobody holds the inode, the host gives its number to the next
+    /// new file, and what is known under that number is then known of that file. Without it only the name is forgotten.
+    pub(super) fn name_gone(&self, stat: &Stat, held: Option<OwnedFd>, parent: u64, name: &OsStr) {
+        let ino = self.shown_ino(stat.st_ino);
+        let open = self.handles.open_file(ino);
+        self.nodes.unlinked(ino, parent, name);
+        if let Some(file) = &open
+            && has_no_name(&file.host)
+        {
+            file.state.lock().unlinked = true;
         }
-        let held = open_below(dir.as_fd(), host, OFlags::PATH, Mode::empty()).ok()?;
-        let same = rustix::fs::fstat(&held).is_ok_and(|now| now.st_ino == stat.st_ino);
-        same.then_some(held)
+        // A removed directory has links left on some filesystems.
+        let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
+        let Some(held) = held.filter(|held| is_dir || has_no_name(held)) else {
+            return;
+        };
+        if !is_dir {
+            let known = self.nodes.known_size(ino).map(|known| known.stored);
+            self.freed(
+                known
+                    .or_else(|| Some(open.as_ref()?.state.lock().pieces.stored()))
+                    .unwrap_or_default(),
+            );
+            self.durability.forget(ino);
+        }
+        if self.nodes.kind(ino).is_some() {
+            self.nameless.keep(ino, held);
+        }
     }
 
     /// The host inode of one that has no name.
@@ -93,5 +125,59 @@ impl Volume {
             }
             known => known,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Bench, CALLER, RW};
+    use super::super::{ROOT_INO, Wait};
+    use super::*;
+    use crate::folder::host::stat_at;
+
+    /// An open file `name` that holds "content", which is not in its `.f` yet, and its host inode.
+    fn written(volume: &Volume, name: &str) -> (u64, Stat) {
+        let (_, opened) = volume
+            .create(ROOT_INO, OsStr::new(name), 0o644, RW, &CALLER)
+            .unwrap();
+        volume.write(opened.fh, 0, b"content", Wait::Bounded).unwrap();
+        let stat = stat_at(volume.folder.root().as_fd(), OsStr::new(&format!("{name}.f"))).unwrap();
+        (opened.fh, stat)
+    }
+
+    #[test]
+    fn a_new_file_with_the_number_of_a_removed_one_is_written_back() {
+        let bench = Bench::new();
+        let volume = bench.start();
+        let (fh, stat) = written(&volume, "new");
+        // Only now is it noted that "old" is gone, which had this number and was held by nobody.
+        volume.name_gone(&stat, None, ROOT_INO, OsStr::new("old"));
+        volume.flush(fh).unwrap();
+        volume.name_gone(&stat, None, ROOT_INO, OsStr::new("old"));
+        assert_eq!(volume.durability.len(), 1, "it is not durable yet");
+        volume.release(fh);
+        drop(volume);
+        assert_eq!(bench.read(&bench.start(), "new"), b"content");
+    }
+
+    #[test]
+    fn a_file_that_got_another_name_while_one_was_removed_is_written_back() {
+        let bench = Bench::new();
+        let volume = bench.start();
+        let (fh, stat) = written(&volume, "a");
+        let held = hold(volume.folder.root(), OsStr::new("a.f"), &stat);
+        let at = |name: &str| bench.path().join(name);
+        std::fs::hard_link(at("a.f"), at("b.f")).unwrap();
+        std::fs::remove_file(at("a.f")).unwrap();
+        volume.name_gone(&stat, held, ROOT_INO, OsStr::new("a"));
+        volume.flush(fh).unwrap();
+        volume.release(fh);
+        let ino = volume.lookup(ROOT_INO, OsStr::new("b")).unwrap().ino;
+        let again = volume.open(ino, RW, Wait::Bounded).unwrap().fh;
+        volume.write(again, 7, b", more", Wait::Bounded).unwrap();
+        volume.flush(again).unwrap();
+        volume.release(again);
+        drop(volume);
+        assert_eq!(bench.read(&bench.start(), "b"), b"content, more");
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWri
 use rustix::io::Errno;
 
 use super::Wait;
+use super::durability::Version;
 use super::error::{Result, VolumeError};
 use super::pieces::{Pieces, Source};
 use crate::base::activity::{self, Waits};
@@ -245,6 +246,11 @@ impl State {
     /// One that is overwritten in place may be lost as a whole, so that nothing would be left.
     pub fn must_settle(&self) -> bool {
         self.durable.is_none() && self.latest == Some(Slot::B)
+    }
+
+    /// The newest version.
+    pub fn version(&self) -> Version {
+        (self.id, self.generation)
     }
 
     /// The slot for the next version: never the durable one.

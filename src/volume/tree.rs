@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 
 use super::error::{Result, VolumeError};
+use super::nameless::hold;
 use super::nodes::to_host;
 use super::shown::is_shown;
 use super::{ROOT_INO, Volume, Wait};
@@ -108,11 +109,10 @@ impl Volume {
         let host = names::file_to_host(name);
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the file", error))?;
-        let held = self.hold(&dir, &host, &stat);
+        let held = hold(&dir, &host, &stat);
         rustix::fs::unlinkat(&dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("unlink", error))?;
-        self.nameless.keep(self.shown_ino(stat.st_ino), held);
-        self.name_gone(&stat, parent, name);
+        self.name_gone(&stat, held, parent, name);
         Ok(())
     }
 
@@ -125,11 +125,10 @@ impl Volume {
         let host = names::dir_to_host(name);
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the directory", error))?;
-        let (held, ino) = (self.hold(&dir, &host, &stat), self.shown_ino(stat.st_ino));
+        let held = hold(&dir, &host, &stat);
         rustix::fs::unlinkat(&dir, &host, AtFlags::REMOVEDIR)
             .map_err(|error| VolumeError::host("rmdir", error))?;
-        self.nameless.keep(ino, held);
-        self.nodes.unlinked(ino, parent, name);
+        self.name_gone(&stat, held, parent, name);
         Ok(())
     }
 
@@ -188,7 +187,7 @@ impl Volume {
         let replaced = target
             .as_ref()
             .filter(|(_, other)| mode == RenameMode::Replace && other.st_ino != stat.st_ino);
-        let held = replaced.and_then(|(host, other)| self.hold(&new_dir, host, other));
+        let held = replaced.and_then(|(host, other)| hold(&new_dir, host, other));
         rustix::fs::renameat_with(&dir, &host, &new_dir, &new_host, flags)
             .map_err(|error| VolumeError::host("rename", error))?;
         self.moved.store(true, Ordering::SeqCst);
@@ -205,8 +204,7 @@ impl Volume {
             }
             other => {
                 if let Some((_, other)) = other {
-                    self.nameless.keep(self.shown_ino(other.st_ino), held);
-                    self.name_gone(&other, new_parent, new_name);
+                    self.name_gone(&other, held, new_parent, new_name);
                 }
                 self.nodes.renamed(ino, (parent, name), (new_parent, new_name));
             }
@@ -326,26 +324,6 @@ impl Volume {
             }
         }
         Err(VolumeError::NotFound)
-    }
-
-    fn name_gone(&self, stat: &Stat, parent: u64, name: &OsStr) {
-        let ino = self.shown_ino(stat.st_ino);
-        let open = self.handles.open_file(ino);
-        if stat.st_nlink <= 1 {
-            let known = self.nodes.known_size(ino).map(|known| known.stored);
-            self.freed(
-                known
-                    .or_else(|| Some(open.as_ref()?.state.lock().pieces.stored()))
-                    .unwrap_or_default(),
-            );
-        }
-        self.nodes.unlinked(ino, parent, name);
-        if stat.st_nlink <= 1 {
-            self.durability.forget(ino);
-            if let Some(file) = open {
-                file.state.lock().unlinked = true;
-            }
-        }
     }
 }
 

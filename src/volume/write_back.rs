@@ -62,7 +62,7 @@ impl Volume {
         }
         let mut state = file.state.lock();
         state.durable = state.latest;
-        self.durability.is_durable(file.ino, state.generation);
+        self.durability.is_durable(file.ino, state.version());
         Ok(())
     }
 

@@ -71,7 +71,7 @@ fn cut_one_volume(kind: &str, disks: usize, cuts: u64, dice: &mut Dice) {
     volume.init();
     volume.configure(ALONE);
     volume.mount();
-    let mut workers = Workers::prepare(volume.mountpoint(), 3);
+    let mut workers = Workers::prepare(&volume, 3);
     volume.unmount();
     for cut in 0..cuts {
         eprintln!("{kind}, {} disks, cut {cut}", disks.len());

@@ -181,6 +181,28 @@ pub enum Found {
     Unreadable(String),
 }
 
+/// A name, and what is wrong with it.
+type Wrong = (PathBuf, String);
+
+/// A broken promise.
+#[derive(Debug)]
+pub struct Breach {
+    /// What was promised and what is there.
+    pub said: String,
+    /// The names that are wrong.
+    pub paths: Vec<PathBuf>,
+}
+
+impl Breach {
+    fn of(mut said: String, wrong: Vec<Wrong>) -> Self {
+        for (path, reason) in &wrong {
+            writeln!(said, "  {}: {reason}", path.display()).unwrap();
+        }
+        let paths = wrong.into_iter().map(|(path, _)| path).collect();
+        Self { said, paths }
+    }
+}
+
 impl NameLog {
     pub fn new(names: Names) -> Self {
         let first = Step {
@@ -251,22 +273,22 @@ impl NameLog {
     }
 
     /// Judges what is there after a crash, and begins anew from it. The error tells what is wrong.
-    pub fn judge(&mut self, found: &BTreeMap<PathBuf, Found>, crash: Crash) -> Result<(), String> {
-        let unreadable: Vec<String> = found
+    pub fn judge(&mut self, found: &BTreeMap<PathBuf, Found>, crash: Crash) -> Result<(), Breach> {
+        let unreadable: Vec<Wrong> = found
             .iter()
             .filter_map(|(path, found)| match found {
-                Found::Unreadable(error) => Some(format!("{}: {error}", path.display())),
+                Found::Unreadable(error) => Some((path.clone(), error.clone())),
                 _ => None,
             })
             .collect();
         if !unreadable.is_empty() {
-            return Err(unreadable.join("\n"));
+            return Err(Breach::of("what cannot be read:\n".into(), unreadable));
         }
         let floor = match crash {
             Crash::None | Crash::Kill => self.returned,
             Crash::PowerCut => self.synced.max(self.names_synced_by_files()),
         };
-        let mut closest: Option<(usize, Vec<String>)> = None;
+        let mut closest: Option<(usize, Vec<Wrong>)> = None;
         for number in (floor..self.steps.len()).rev() {
             let wrong = self.differences(number, found, crash);
             if wrong.is_empty() {
@@ -281,14 +303,12 @@ impl NameLog {
             }
         }
         let (number, wrong) = closest.unwrap_or_default();
-        let mut said = format!(
+        let said = format!(
             "the names are in none of the states {floor} to {}; the closest is {number}, but:\n",
             self.steps.len() - 1
         );
-        for line in wrong {
-            writeln!(said, "  {line}").unwrap();
-        }
-        said.push_str("the steps:\n");
+        let mut breach = Breach::of(said, wrong);
+        breach.said.push_str("the steps:\n");
         for (number, step) in self.steps.iter().enumerate() {
             let mark = if number == self.synced { " (synced)" } else { "" };
             let mark = if number == self.returned {
@@ -296,9 +316,9 @@ impl NameLog {
             } else {
                 mark
             };
-            writeln!(said, "  {number}: {}{mark}", step.what).unwrap();
+            writeln!(breach.said, "  {number}: {}{mark}", step.what).unwrap();
         }
-        Err(said)
+        Err(breach)
     }
 
     fn names_synced_by_files(&self) -> usize {
@@ -312,29 +332,29 @@ impl NameLog {
             .unwrap_or(0)
     }
 
-    fn differences(&self, number: usize, found: &BTreeMap<PathBuf, Found>, crash: Crash) -> Vec<String> {
+    fn differences(&self, number: usize, found: &BTreeMap<PathBuf, Found>, crash: Crash) -> Vec<Wrong> {
         let names = &self.steps[number].names;
         let mut wrong = Vec::new();
         let mut inodes: Vec<(&LoggedFile, u64)> = Vec::new();
         for (path, entry) in names {
             match (entry, found.get(path)) {
-                (_, None) => wrong.push(format!("{} is missing", path.display())),
+                (_, None) => wrong.push((path.clone(), "is missing".into())),
                 (Entry::Directory, Some(Found::Directory)) => {}
                 (Entry::File(file), Some(Found::File { ino, content })) => {
                     let known = inodes.iter().find(|(other, _)| other.is(file));
                     if known.is_some_and(|(_, other)| other != ino) {
-                        wrong.push(format!("{} is no link to its inode any more", path.display()));
+                        wrong.push((path.clone(), "is no link to its inode any more".into()));
                     }
                     inodes.push((file, *ino));
                     if let Err(reason) = self.judge_content(number, file, content, crash) {
-                        wrong.push(format!("{}: {reason}", path.display()));
+                        wrong.push((path.clone(), reason));
                     }
                 }
-                (_, Some(_)) => wrong.push(format!("{} is of another kind", path.display())),
+                (_, Some(_)) => wrong.push((path.clone(), "is of another kind".into())),
             }
         }
         let extra = found.keys().filter(|path| !names.contains_key(*path));
-        wrong.extend(extra.map(|path| format!("{} should not be there", path.display())));
+        wrong.extend(extra.map(|path| (path.clone(), "should not be there".into())));
         wrong
     }
 
@@ -409,7 +429,7 @@ mod tests {
         content: &[u8],
         crash: Crash,
         work: impl FnOnce(&mut NameLog, &LoggedFile),
-    ) -> Result<(), String> {
+    ) -> Result<(), Breach> {
         let file = LoggedFile::new(b"old".to_vec());
         let path = PathBuf::from("f");
         let mut names = NameLog::new([(path.clone(), Entry::File(file.clone()))].into());

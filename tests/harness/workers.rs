@@ -1,18 +1,24 @@
 //! Threads that do random work in a mount, each on names of its own, and keep a ledger of what was acknowledged to them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Result;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::ledger::{Crash, Entry, Found, LoggedFile, NameLog};
+use super::volume::TestVolume;
 use super::worker::{CrashFlag, Worker};
+
+/// Where the second slot of a `.f` begins, in bytes.
+const SLOT_LEN: u64 = 4096;
 
 /// The workers of one volume, across all its crashes.
 pub struct Workers {
     mount: PathBuf,
+    folder: PathBuf,
     logs: Vec<NameLog>,
 }
 
@@ -25,7 +31,8 @@ pub struct Round {
 
 impl Workers {
     /// Makes the directories of `count` workers in the mount. They must be durable before the first crash: unmount once.
-    pub fn prepare(mount: &Path, count: usize) -> Self {
+    pub fn prepare(volume: &TestVolume, count: usize) -> Self {
+        let mount = volume.mountpoint();
         fs::create_dir(mount.join("shared")).unwrap();
         let logs = (0..count).map(|worker| {
             let top = PathBuf::from(format!("w{worker}"));
@@ -38,6 +45,7 @@ impl Workers {
         Self {
             logs: logs.collect(),
             mount: mount.to_owned(),
+            folder: volume.folder().to_owned(),
         }
     }
 
@@ -91,11 +99,18 @@ impl Workers {
         });
         let mut wrong = Vec::new();
         for (number, (log, found)) in self.logs.iter_mut().zip(&found).enumerate() {
-            if let Err(reason) = log.judge(found, crash) {
-                wrong.push(format!("worker {number}: {reason}"));
+            if let Err(breach) = log.judge(found, crash) {
+                wrong.push(format!("worker {number}: {}", breach.said));
+                let paths = breach.paths.iter();
+                wrong.extend(paths.map(|path| evidence(&self.mount, &self.folder, path)));
             }
         }
-        assert!(wrong.is_empty(), "a promise is broken\n{}", wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "a promise is broken\n{}\n{}",
+            wrong.join("\n"),
+            processes_of(&self.folder)
+        );
     }
 }
 
@@ -161,6 +176,45 @@ fn look(mount: &Path, dir: &Path, found: &mut impl FnMut(PathBuf, Found)) {
         };
         found(path, entry);
     }
+}
+
+/// What there is to know of a name that is wrong: its `.f` on the host with the beginning of both slots, and the file in the mount as it
+/// is a second later.
+fn evidence(mount: &Path, folder: &Path, path: &Path) -> String {
+    let mut host = folder.join(path).into_os_string();
+    host.push(".f");
+    let slots = File::open(&host).map(|file| {
+        let start_of = |offset| {
+            let mut bytes = [0; 64];
+            let len = file.read_at(&mut bytes, offset).unwrap_or(0);
+            data_encoding::HEXLOWER.encode(&bytes[..len])
+        };
+        [0, SLOT_LEN].map(start_of)
+    });
+    let (on_host, at) = (fs::symlink_metadata(&host), mount.join(path));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let (meta, read) = (
+        fs::symlink_metadata(&at),
+        fs::read(&at).map(|content| content.len()),
+    );
+    format!(
+        "evidence for {}:\n  host: {on_host:?}\n  slots: {slots:?}\n  mount: {meta:?}\n  bytes read: {read:?}",
+        path.display()
+    )
+}
+
+/// The processes that serve a folder: more than one would be a fault.
+fn processes_of(folder: &Path) -> String {
+    let mut said = String::from("processes:");
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(folder.to_str().unwrap()) {
+            let pid = process.file_name();
+            write!(said, "\n  {}: {line}", pid.to_string_lossy()).unwrap();
+        }
+    }
+    said
 }
 
 /// Syncs what workers have open, beside their own work on it.

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::harness::command::Cmd;
@@ -120,4 +121,47 @@ fn version_of(path: &Path) -> Option<u64> {
         path.display()
     );
     Some(version)
+}
+
+#[test]
+fn files_made_while_others_are_removed_keep_their_content() {
+    let mut volume = TestVolume::mounted();
+    // The host gives the number of a removed inode to the next new file, also to one of another thread in another directory.
+    let (makers, files) = (4, 1_000);
+    let dir = |kind: &str, worker: u64| volume.at(&format!("{kind}{worker}"));
+    let made = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..makers {
+            let (kept, gone) = (dir("kept", worker), dir("gone", worker));
+            fs::create_dir(&kept).unwrap();
+            fs::create_dir(&gone).unwrap();
+            let made = &made;
+            scope.spawn(move || {
+                for number in 0..files {
+                    fs::write(kept.join(number.to_string()), noise(number, 660)).unwrap();
+                }
+                made.fetch_add(1, Ordering::SeqCst);
+            });
+            scope.spawn(move || {
+                while made.load(Ordering::SeqCst) < makers {
+                    fs::File::create(gone.join("file")).unwrap();
+                    fs::remove_file(gone.join("file")).unwrap();
+                }
+            });
+        }
+    });
+    let kept: Vec<PathBuf> = (0..makers).map(|worker| dir("kept", worker)).collect();
+    volume.kill();
+    Cmd::new("umount").arg("-l").arg(volume.mountpoint()).ok();
+    volume.mount();
+    for dir in kept {
+        for number in 0..files {
+            let path = dir.join(number.to_string());
+            assert!(
+                fs::read(&path).unwrap() == noise(number, 660),
+                "{}",
+                path.display()
+            );
+        }
+    }
 }

@@ -34,7 +34,7 @@ impl Bench {
         let mut volume = TestVolume::new();
         volume.configure(&format!("{ALONE}[volume]\nsync_interval = 1\n"));
         volume.mount();
-        let workers = Workers::prepare(volume.mountpoint(), 1);
+        let workers = Workers::prepare(&volume, 1);
         let tracer = Tracer::attach(volume.pid().unwrap(), &[volume.folder(), volume.state()]);
         Self {
             volume,

@@ -25,7 +25,7 @@ fn kill_often(kills: u64) {
     let kills = std::env::var("DFS_TEST_KILLS").map_or(kills, |text| text.parse().unwrap());
     let mut dice = Dice::new(seed());
     let mut volume = TestVolume::mounted();
-    let mut workers = Workers::prepare(volume.mountpoint(), 3);
+    let mut workers = Workers::prepare(&volume, 3);
     for kill in 0..kills {
         eprintln!("kill {kill}");
         let interval = [1, 1, 3600][dice.below(3) as usize];
