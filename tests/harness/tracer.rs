@@ -127,6 +127,13 @@ impl Tracer {
         self.plan.lock().unwrap().seen
     }
 
+    /// From now on no fault comes. Returns the call that was hit.
+    pub fn disarm(&self) -> Option<Call> {
+        let mut plan = self.plan.lock().unwrap();
+        plan.fault = None;
+        plan.hit.clone()
+    }
+
     /// The call that was hit.
     pub fn hit(&self) -> Option<Call> {
         self.plan.lock().unwrap().hit.clone()
