@@ -8,6 +8,7 @@
     clippy::new_without_default
 )]
 
+mod bench;
 mod cluster;
 mod disks;
 mod harness;

@@ -7,5 +7,6 @@ pub mod ids;
 pub mod limits;
 pub mod names;
 pub mod types;
+pub mod work;
 
 pub use ids::{BlockId, DeviceId, FileId, GroupId, PlainHash, RootId, StoreId, VolumeId};

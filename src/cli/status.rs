@@ -100,6 +100,16 @@ fn show(status: &Status, json: bool) -> Outcome {
         size(store.bytes),
         size(store.dirty_bytes)
     ));
+    let work = &status.work;
+    print(format_args!(
+        "work     {} statements in {} commits; {} chunks sealed ({}), {} opened ({})",
+        work.statements,
+        work.commits,
+        work.sealed,
+        size(work.sealed_bytes),
+        work.opened,
+        size(work.opened_bytes)
+    ));
     match &status.network {
         Some(network) => print(format_args!(
             "network  {} of {} members connected; listening on {}",

@@ -215,6 +215,7 @@ fn wait_for_end(pid: u32, timeout: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::work::Work;
     use crate::base::{DeviceId, VolumeId};
     use crate::control::{Handler, Server, ServerError, Totals};
     use std::os::unix::fs::PermissionsExt;
@@ -245,6 +246,7 @@ mod tests {
                     read_only: false,
                     store: Totals::default(),
                     network: None,
+                    work: Work::default(),
                     stalls: Vec::new(),
                 }))),
                 Request::Peers => {

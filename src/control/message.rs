@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::path_text;
+use crate::base::work::Work;
 use crate::base::{DeviceId, GroupId, VolumeId};
 use crate::store::StoreStats;
 
@@ -151,6 +152,9 @@ pub struct Status {
     pub store: Totals,
     /// The network; none with `--no-network`.
     pub network: Option<Network>,
+    /// What it has done since its start.
+    #[serde(default)]
+    pub work: Work,
     /// Operations that make no progress.
     #[serde(default)]
     pub stalls: Vec<Stall>,

@@ -14,6 +14,7 @@ use super::network::Networking;
 use super::run::Event;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
+use crate::base::work;
 use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
 use crate::store::{BlockStore, SqliteStore};
 use crate::volume::Volume;
@@ -85,6 +86,7 @@ impl Answers {
             read_only: self.read_only,
             store: stats.into(),
             network: self.network.as_ref().map(|network| network.summary()),
+            work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
         })))
     }

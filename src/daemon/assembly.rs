@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::Located;
 use super::network::Networking;
 use super::watchdog;
-use crate::base::{DeviceId, GroupId};
+use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
 use crate::folder::config::Config;
 use crate::folder::state::Keyring;
@@ -212,6 +212,7 @@ fn status_text(assembly: &Assembly) -> StatusText {
             "role": identity.role.to_string(),
             "store": stats,
             "peers": peers,
+            "work": work::so_far(),
             "stalls": watchdog::stalls(None, timeout),
         });
         format!("{text:#}\n").into_bytes()

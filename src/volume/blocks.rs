@@ -16,7 +16,7 @@ use super::Wait;
 use super::error::{BlockError, Result, VolumeError};
 use crate::base::activity::{self, Refused, Waits};
 use crate::base::limits::CHUNK_MAX;
-use crate::base::{BlockId, PlainHash, RootId};
+use crate::base::{BlockId, PlainHash, RootId, work};
 use crate::keys::VolumeKeys;
 use crate::seal::{Chunker, Opener, Piece, SealPool, epoch_of};
 use crate::store::{CommitSeq, Put, PutKind, Tiered, Want};
@@ -282,6 +282,8 @@ impl Blocks {
             let sealed = result.map_err(VolumeError::seal)?;
             ids.push(sealed.id);
             if let Some(bytes) = sealed.block {
+                work::SEALED.add(1);
+                work::SEALED_BYTES.add(bytes.len() as u64);
                 batch.push(Put {
                     id: sealed.id,
                     bytes,
@@ -402,6 +404,8 @@ impl Blocks {
         }
         drop(idle);
         outcome.map_err(|error| damaged(error.to_string()))?;
+        work::OPENED.add(1);
+        work::OPENED_BYTES.add(block.len() as u64);
         Ok(plain)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything made here is taken away when its value is dropped, also after a failed test. Processes are ended by their own id only.
 
+pub mod calls;
 pub mod command;
 pub mod ledger;
 pub mod namespaces;

@@ -8,11 +8,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::failure::Failure;
 use super::meta::Meta;
-use crate::base::StoreId;
+use crate::base::{StoreId, work};
 use crate::store::StoreError;
 
 /// What marks the file as ours in its header: `dfs1`.
@@ -163,7 +164,11 @@ pub(super) fn open_reader(failure: &Failure) -> Result<Connection, StoreError> {
 fn connect(failure: &Failure) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let open = || {
-        let conn = Connection::open_with_flags(failure.path(), flags)?;
+        let mut conn = Connection::open_with_flags(failure.path(), flags)?;
+        conn.trace_v2(
+            TraceEventCodes::SQLITE_TRACE_STMT,
+            Some(|_: TraceEvent<'_>| work::STATEMENTS.add(1)),
+        )?;
         conn.busy_timeout(BUSY_TIMEOUT)?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS);
         conn.execute_batch(

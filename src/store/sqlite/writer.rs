@@ -17,7 +17,7 @@ use super::meta::{JUMP, Meta};
 use super::schema::PAGE_SIZE;
 use super::segments::{Appender, Segments};
 use super::tables::{self, Change};
-use crate::base::BlockId;
+use crate::base::{BlockId, work};
 use crate::store::{CommitSeq, Put, StoreError};
 
 /// Most jobs that one commit takes.
@@ -297,6 +297,7 @@ impl Writer {
             Ok(None) => return Ok(()),
             Err(error) => return Err(self.undo(&error, old_end)),
         };
+        work::COMMITS.add(1);
         self.segments.advance(end);
         // The blocks, their share of the trees, and the state row.
         self.log_bytes += log_bytes + 8 * u64::from(PAGE_SIZE);
