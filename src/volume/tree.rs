@@ -332,7 +332,7 @@ impl Volume {
         let ino = self.shown_ino(stat.st_ino);
         let open = self.handles.open_file(ino);
         if stat.st_nlink <= 1 {
-            let known = self.nodes.known_size(ino).map(|known| known.stored);
+            let known = self.sizes.lock().stored(ino);
             self.freed(
                 known
                     .or_else(|| Some(open.as_ref()?.state.lock().pieces.stored()))
@@ -342,6 +342,7 @@ impl Volume {
         self.nodes.unlinked(ino, parent, name);
         if stat.st_nlink <= 1 {
             self.durability.forget(ino);
+            self.sizes.lock().forget(ino);
             if let Some(file) = open {
                 file.state.lock().unlinked = true;
             }
