@@ -108,6 +108,7 @@ impl Assembly {
                     remote: assembly.network.is_some(),
                     announce: assembly.network.as_ref().map(announcer),
                     status: Some(status_text(&assembly)),
+                    state: Some(located.state.clone()),
                 },
             )?;
             if assembly.store.opened_unclean() && !assembly.read_only {

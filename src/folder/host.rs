@@ -81,6 +81,17 @@ impl Folder {
         Ok(rustix::fs::syncfs(&self.root)?)
     }
 
+    /// Kind of the folder's filesystem: its magic number (statfs(2)).
+    pub fn fs_type(&self) -> io::Result<u32> {
+        // Longer on some architectures; the numbers have 32 bits on all.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::unnecessary_cast
+        )]
+        Ok(rustix::fs::fstatfs(&self.root)?.f_type as u32)
+    }
+
     /// Capacity of the folder's filesystem.
     pub fn statvfs(&self) -> io::Result<StatVfs> {
         Ok(rustix::fs::fstatvfs(&self.root)?)

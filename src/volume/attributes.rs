@@ -11,9 +11,10 @@ use rustix::fs::{
 };
 
 use super::error::{Result, VolumeError};
-use super::nodes::{KnownSize, Place};
+use super::nodes::Place;
 use super::open_file::{OpenFile, choose};
 use super::shown::is_shown;
+use super::sizes::{Mark, day_of};
 use super::{Volume, Wait};
 use crate::base::limits::{FILE_MAX, NAME_MAX};
 use crate::base::types::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs, Timestamp};
@@ -227,32 +228,48 @@ impl Volume {
         if let Some(file) = self.handles.open_file(attr.ino) {
             return self.attr_of_open(&file, stat);
         }
-        let known = self
-            .nodes
-            .known_size(attr.ino)
-            .filter(|known| known.ctime == attr.ctime);
-        let known = known.unwrap_or_else(|| {
-            let read = if stat.st_size == 0 {
-                Ok((0, 0))
-            } else {
-                self.read_size(dir, host)
-            };
-            let (size, stored) = read.unwrap_or_else(|error| {
+        let (size, stored) = match stat.st_size {
+            0 => (0, 0),
+            _ => self.size_at(dir, host, &attr),
+        };
+        attr.size = size;
+        attr.blocks = stored.div_ceil(512);
+        attr
+    }
+
+    /// Size and stored bytes of a closed file whose `.f` looks like this.
+    fn size_at(&self, dir: &Arc<OwnedFd>, host: &OsStr, seen: &Attr) -> (u64, u64) {
+        let (mark, now) = (Mark::of(seen), now());
+        let day = day_of(now);
+        let known = mark.and_then(|mark| self.sizes.lock().get(seen.ino, mark, day));
+        if let Some(known) = known {
+            return known;
+        }
+        match self.read_size(dir, host) {
+            Ok(read) => {
+                if mark.is_some_and(|mark| mark.is_settled(now)) {
+                    self.sizes.lock().set(seen.ino, mark, read, day);
+                }
+                read
+            }
+            Err(error) => {
                 // A listing goes on; opening the file tells the caller.
                 tracing::warn!(file = %host.to_string_lossy(), %error, "the size of a file cannot be read");
                 (0, 0)
-            });
-            let known = KnownSize {
-                ctime: attr.ctime,
-                size,
-                stored,
-            };
-            self.nodes.set_known_size(attr.ino, Some(known));
-            known
-        });
-        attr.size = known.size;
-        attr.blocks = known.stored.div_ceil(512);
-        attr
+            }
+        }
+    }
+
+    /// Takes note of the size of a file whose `.f` was just written, with this time of its last change if one was set.
+    pub(super) fn size_written(&self, file: &OpenFile, known: (u64, u64), mtime: Option<Timestamp>) {
+        let stat = mtime.and_then(|_| rustix::fs::fstat(&file.host).ok());
+        // Without a time of its own, another's write in the same instant would go unseen.
+        let mark = stat
+            .map(|stat| attr_of(&stat))
+            .filter(|attr| Some(attr.mtime) == mtime)
+            .and_then(|attr| Mark::of(&attr))
+            .filter(Mark::has_own_mtime);
+        self.sizes.lock().set(file.ino, mark, known, day_of(now()));
     }
 
     fn attr_of_open(&self, file: &OpenFile, stat: &Stat) -> Attr {

@@ -488,6 +488,7 @@ impl Volume {
             tracing::warn!(file = %self.nodes.shown_path(ino), %warning, "an older version of a file is used");
         }
         let mut state = State::of(chosen, new_file_id()?, store.as_ref());
+        self.sizes.lock().check(ino, state.pieces.size());
         if let Some(unsynced) = self.durability.of(ino) {
             state.durable = unsynced.durable;
         }

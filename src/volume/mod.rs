@@ -26,6 +26,10 @@ mod pieces;
 mod read;
 mod replace;
 mod shown;
+mod size_cache;
+#[cfg(test)]
+mod size_cache_tests;
+mod sizes;
 mod spill;
 #[cfg(test)]
 mod tests;
@@ -50,6 +54,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::base::RootId;
 use crate::base::limits::FETCH_TIMEOUT_SECS;
 use crate::folder::Folder;
+use crate::folder::state::StateDir;
 use crate::keys::VolumeKeys;
 use crate::store::Tiered;
 
@@ -61,6 +66,7 @@ use self::fold::Fragmented;
 use self::handles::Handles;
 use self::nameless::Nameless;
 use self::nodes::Nodes;
+use self::sizes::Sizes;
 
 /// Inode number of the root directory.
 pub const ROOT_INO: u64 = 1;
@@ -127,6 +133,8 @@ pub struct VolumeOptions {
     pub announce: Option<Announce>,
     /// What `.dfs/status` in the mount says.
     pub status: Option<StatusText>,
+    /// Where the sizes of files are kept between two mounts, if anywhere.
+    pub state: Option<StateDir>,
 }
 
 impl std::fmt::Debug for VolumeOptions {
@@ -149,6 +157,7 @@ impl Default for VolumeOptions {
             remote: false,
             announce: None,
             status: None,
+            state: None,
         }
     }
 }
@@ -158,6 +167,8 @@ pub struct Volume {
     folder: Folder,
     blocks: Arc<Blocks>,
     nodes: Nodes,
+    sizes: Mutex<Sizes>,
+    state: Option<StateDir>,
     nameless: Nameless,
     handles: Handles,
     durability: Durability,
@@ -207,10 +218,16 @@ impl Volume {
         }
         let root = rustix::fs::fstat(folder.root())
             .map_err(|error| VolumeError::host("look at the folder", error))?;
+        let sizes = options.state.as_ref().map(|state| {
+            let store = tiered.store().as_ref();
+            size_cache::load(state, &folder, &keys, store, options.unclean)
+        });
         let volume = Arc::new(Self {
             blocks: Arc::new(Blocks::new(keys, tiered, options.timeout)?),
             folder,
             nodes: Nodes::new(),
+            sizes: Mutex::new(sizes.unwrap_or_default()),
+            state: options.state,
             nameless: Nameless::default(),
             handles: Handles::default(),
             durability: Durability::default(),
@@ -238,7 +255,11 @@ impl Volume {
         self.background.stop();
         let written = self.write_back_all();
         let synced = self.sync_all();
-        written.and(synced)
+        let outcome = written.and(synced);
+        if outcome.is_ok() {
+            self.save_sizes();
+        }
+        outcome
     }
 
     /// The path in the mount of an inode, for messages; what is not known any more is `?`.

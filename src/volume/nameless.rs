@@ -85,13 +85,14 @@ impl Volume {
             return;
         };
         if !is_dir {
-            let known = self.nodes.known_size(ino).map(|known| known.stored);
+            let known = self.sizes.lock().stored(ino);
             self.freed(
                 known
                     .or_else(|| Some(open.as_ref()?.state.lock().pieces.stored()))
                     .unwrap_or_default(),
             );
             self.durability.forget(ino);
+            self.sizes.lock().forget(ino);
         }
         if self.nodes.kind(ino).is_some() {
             self.nameless.keep(ino, held);

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::ROOT_INO;
 use super::error::{Result, VolumeError};
 use crate::base::names;
-use crate::base::types::{FileKind, Timestamp};
+use crate::base::types::FileKind;
 use crate::folder::Folder;
 
 /// Directory handles kept open: enough for the directories that a program works in, few against a limit of 1,024 open files.
@@ -29,35 +29,12 @@ const ROOM_KEPT: usize = 1 << 14;
 /// Longest chain of parents: a bound on damage, far beyond what a host filesystem allows.
 const DEPTH_MAX: usize = 1 << 16;
 
-/// The size of a file as it was when its host inode had this change time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KnownSize {
-    /// Change time of the `.f` on the host.
-    pub ctime: Timestamp,
-    /// Size of the content, in bytes.
-    pub size: u64,
-    /// Bytes of the content that are not holes.
-    pub stored: u64,
-}
-
-impl KnownSize {
-    /// The size of a file that was just written: nobody has looked at the time of its `.f`, so that no time is this one.
-    pub fn just_written(size: u64, stored: u64) -> Self {
-        let ctime = Timestamp {
-            secs: i64::MIN,
-            nanos: 0,
-        };
-        Self { ctime, size, stored }
-    }
-}
-
 #[derive(Debug)]
 struct Node {
     kind: FileKind,
     generation: u64,
     lookups: u64,
     names: Vec<(u64, Box<OsStr>)>,
-    known_size: Option<KnownSize>,
     /// Generation of the content that the kernel may have cached.
     content: Option<u64>,
 }
@@ -170,18 +147,6 @@ impl Nodes {
         self.map.lock().get(&ino).map_or(0, |node| node.generation)
     }
 
-    /// The size remembered for an inode.
-    pub fn known_size(&self, ino: u64) -> Option<KnownSize> {
-        self.map.lock().get(&ino).and_then(|node| node.known_size)
-    }
-
-    /// Remembers, or forgets, the size of an inode.
-    pub fn set_known_size(&self, ino: u64, size: Option<KnownSize>) {
-        if let Some(node) = self.map.lock().get_mut(&ino) {
-            node.known_size = size;
-        }
-    }
-
     /// Takes note of the content's generation, and says whether the kernel's cache of it is still right.
     pub fn content_seen(&self, ino: u64, generation: u64) -> bool {
         self.map
@@ -292,7 +257,6 @@ impl Node {
             generation: 0,
             lookups: 0,
             names: Vec::new(),
-            known_size: None,
             content: None,
         }
     }
@@ -301,7 +265,6 @@ impl Node {
         self.kind = kind;
         self.generation += 1;
         self.names.clear();
-        self.known_size = None;
         self.content = None;
     }
 

@@ -33,9 +33,14 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// With its folder on another filesystem.
+    pub(super) fn below(place: &std::path::Path) -> Self {
         let keys = VolumeKeys::from_root(&RootSecret::from_bytes([7; 32]), 1).unwrap();
         Self {
-            temp: tempfile::tempdir().unwrap(),
+            temp: tempfile::tempdir_in(place).unwrap(),
             keys: Arc::new(keys),
             store: Arc::new(MemoryStore::new(crate::base::StoreId([1; 16]))),
         }

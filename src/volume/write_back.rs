@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::Volume;
 use super::blocks::{Blocks, Cut};
 use super::error::{Result, VolumeError};
-use super::nodes::KnownSize;
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::spill::Spill;
@@ -267,11 +266,12 @@ impl Volume {
         });
         self.durability.wrote(file.ino, state);
         self.nodes.content_seen(file.ino, state.generation);
-        let known = KnownSize::just_written(state.pieces.size(), state.pieces.stored());
-        self.nodes.set_known_size(file.ino, Some(known));
-        if let Some(mtime) = state.mtime.take() {
+        let known = (state.pieces.size(), state.pieces.stored());
+        let mtime = state.mtime.take();
+        if let Some(mtime) = mtime {
             set_mtime(&file.host, mtime)?;
         }
+        self.size_written(file, known, mtime);
         Ok(true)
     }
 }

@@ -24,6 +24,8 @@ const LIST_MAX: usize = 4 << 20;
 const ADMINS: &str = "admins";
 /// Most of them that are tried.
 const ADMINS_MAX: usize = 64;
+/// The file of known sizes.
+const SIZES: &str = "sizes";
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +200,25 @@ impl StateDir {
         let bytes = self.read_list(ADMINS)?.unwrap_or_default();
         let lines = String::from_utf8_lossy(&bytes).into_owned();
         Ok(lines.lines().take(ADMINS_MAX).map(str::to_owned).collect())
+    }
+
+    /// The sizes of files that the last session left, at most `max` bytes; `None` when there are none.
+    pub fn read_sizes(&self, max: usize) -> Result<Option<Vec<u8>>, StateError> {
+        files::read(&self.path.join(SIZES), max)
+    }
+
+    /// Leaves the sizes of files to the next session.
+    pub fn write_sizes(&self, bytes: &[u8]) -> Result<(), StateError> {
+        files::replace(&self.path.join(SIZES), bytes)
+    }
+
+    /// Removes the sizes of files, if there are any.
+    pub fn remove_sizes(&self) -> Result<(), StateError> {
+        let path = self.path.join(SIZES);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(StateError::io("remove", &path, e)),
+            _ => Ok(()),
+        }
     }
 
     /// The block database.
