@@ -27,6 +27,9 @@ const FOLD_AT_ONCE: usize = 4;
 /// So many loose pieces in a row are folded with what is appended to them, so that a log does not fall to pieces.
 const LOOSE_MAX: usize = 16;
 
+/// Only pieces of at most so many bytes count for that: not what short changes leave of a chunk.
+const LOOSE_LEN: u64 = CHUNK_MIN as u64 / 4;
+
 /// A file with so many loose pieces is folded when it is quiet.
 const WORTH_FOLDING: usize = 256;
 
@@ -194,7 +197,7 @@ fn gather(state: &State, from: &mut u64) -> Option<Patches> {
             break;
         }
         *from = range.end;
-        if !is_short(&range) || pieces.loose_before(range.start, LOOSE_MAX) == LOOSE_MAX {
+        if !is_short(&range) || pieces.loose_before(range.start, LOOSE_LEN, LOOSE_MAX) == LOOSE_MAX {
             continue;
         }
         let len = (range.end - range.start) as usize;

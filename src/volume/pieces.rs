@@ -326,12 +326,12 @@ impl Pieces {
         around
     }
 
-    /// How many loose pieces lie directly before `at`; counts no further than `most`.
-    pub fn loose_before(&self, at: u64, most: usize) -> usize {
+    /// How many loose pieces of at most `len` bytes lie directly before `at`; counts no further than `most`.
+    pub fn loose_before(&self, at: u64, len: u64, most: usize) -> usize {
         let before = self.map.range(..at).rev();
         before
             .take(most)
-            .take_while(|(_, piece)| piece.is_loose())
+            .take_while(|(_, piece)| piece.is_loose() && piece.len <= len)
             .count()
     }
 

@@ -45,6 +45,8 @@ fn walk(files: u64) {
         let directory = format!("part-{}/below-{}", below / 100, below % 100);
         fill(&volume.folder().join(directory), 100, b"");
     }
+    // What was changed in the folder a moment ago is read at every look.
+    std::thread::sleep(Duration::from_secs(3));
     volume.mount();
     let pid = volume.pid().unwrap().to_string();
     Cmd::new("prlimit")

@@ -11,6 +11,21 @@ pub const HELD: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "The size of a file is that of the version",
+        &[
+            "a_remount_knows_the_sizes_without_reading_a_manifest",
+            "a_manifest_changed_behind_the_mount_is_read_anew",
+        ],
+    ),
+    (
+        "also [between mounts](store.md#the-sizes-of-files)",
+        &["what_was_written_by_another_just_now_is_not_remembered"],
+    ),
+    (
+        "What replaces a `.f` or writes it is therefore always seen",
+        &["a_manifest_changed_behind_the_mount_is_read_anew"],
+    ),
+    (
         "| `write` | may lose it",
         &[
             "a_file_killed_while_being_rewritten_is_one_of_its_versions",
