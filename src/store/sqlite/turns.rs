@@ -81,10 +81,15 @@ impl Turns {
         answer.recv().map_err(|_| StoreError::Closed)?
     }
 
-    /// Leaves a task for whoever comes next.
+    /// Leaves a task to the housekeeper, unless something waits already: readers leave one again and again.
     pub(super) fn leave(&self, task: Task) {
         let (reply, _) = bounded(1);
-        self.queue.lock().push_back(Job { task, reply });
+        let mut queue = self.queue.lock();
+        if queue.is_empty() {
+            queue.push_back(Job { task, reply });
+            drop(queue);
+            self.call(|_| {});
+        }
     }
 
     /// Closes the store. False when it was closed already.
