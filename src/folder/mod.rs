@@ -6,5 +6,6 @@ pub mod listener;
 pub mod marker;
 pub mod slots;
 pub mod state;
+pub mod writers;
 
 pub use host::Folder;

@@ -21,7 +21,7 @@ use super::init;
 use super::reply::answer;
 use crate::base::activity;
 use crate::base::types::{FileKind, RenameMode, SetAttr};
-use crate::volume::{Allocate, CAPABILITY, Opened, SeekTo, Volume, VolumeError, Wait};
+use crate::volume::{Allocate, CAPABILITY, Opened, SeekTo, Synced, Volume, VolumeError, Wait};
 
 /// Most that one `copy_file_range` copies; programs go on after a short copy.
 const COPY_MAX: u64 = 1 << 30;
@@ -358,9 +358,10 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let _busy = activity::begin("fsync", ino.0);
-        self.sync("fsync", reply, Volume::fsync, fh);
+        let what = if datasync { Synced::Content } else { Synced::All };
+        self.sync("fsync", reply, move |volume, fh| volume.fsync(fh, what), fh);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

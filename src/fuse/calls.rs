@@ -84,7 +84,7 @@ impl Adapter {
         &self,
         operation: &'static str,
         reply: ReplyEmpty,
-        call: fn(&Volume, u64) -> Result<()>,
+        call: impl FnOnce(&Volume, u64) -> Result<()> + Send + 'static,
         fh: FileHandle,
     ) {
         self.later(reply, move |shared, reply| {
@@ -341,17 +341,25 @@ pub(super) fn read(
     wait: Wait,
     done: impl FnOnce(Result<&[u8]>),
 ) -> Option<Beside> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let (result, beside) = match volume.read(fh, offset, len, buffer, wait) {
-            Ok(beside) => (Ok(&buffer[..buffer.len().min(len)]), beside),
-            Err(error) => (Err(error), None),
-        };
-        done(result);
-        if buffer.capacity() > BUFFER_KEPT {
-            *buffer = Vec::new();
+    // Taken, not borrowed: an operation that has to wait is begun again from `done`, on this thread.
+    let mut buffer = BUFFER.take();
+    let keep = |buffer: Vec<u8>| {
+        if buffer.capacity() <= BUFFER_KEPT {
+            BUFFER.set(buffer);
         }
-        beside
-    })
+    };
+    match volume.read(fh, offset, len, &mut buffer, wait) {
+        Ok(beside) => {
+            done(Ok(&buffer[..buffer.len().min(len)]));
+            keep(buffer);
+            beside
+        }
+        Err(error) => {
+            keep(buffer);
+            done(Err(error));
+            None
+        }
+    }
 }
 
 /// The two-step protocol of extended attributes: first the size, then the value.

@@ -1,5 +1,8 @@
-//! Threads for operations that may wait: for the network, for a full write budget, for a sync of the disk. The threads that read from
-//! the kernel never wait, so that one file that cannot be had does not hold up the others.
+//! Threads for operations that may wait: for the network, for a full write budget, for a sync of the disk. Of the threads that read from
+//! the kernel there are always some that do not wait, so that one file that cannot be had does not hold up the others.
+//!
+//! Handing an operation to another thread costs more than many an operation does. So [`LENT_MAX`] more threads read from the kernel than are
+//! needed for that, and as many operations at once may wait on the thread that they came to ([`Pool::run`]); the rest have threads here.
 //!
 //! Grows by one thread whenever nobody is free, up to [`THREADS_MAX`] at work; a thread without work for [`IDLE`] ends. Threads that wait
 //! for other computers (see [`activity::wait`]) are not counted as at work, up to [`WAITING_MAX`] of them; what would wait beyond that fails
@@ -18,6 +21,8 @@ use crate::base::activity::{self, Crew};
 const THREADS_MAX: usize = 64;
 /// Most threads that wait for other computers at once. One costs some 30 KiB of memory.
 pub(super) const WAITING_MAX: usize = 1024;
+/// Most operations that wait on the threads that read from the kernel.
+pub(super) const LENT_MAX: usize = 2;
 /// Most jobs that wait for a thread.
 const QUEUE_MAX: usize = 1024;
 /// How long a thread stays without work.
@@ -43,6 +48,7 @@ struct Shared {
     ended: Condvar,
     threads_max: usize,
     waiting_max: usize,
+    lent_max: usize,
     idle: Duration,
 }
 
@@ -53,6 +59,8 @@ struct State {
     free: usize,
     /// Threads that wait for other computers.
     waiting: usize,
+    /// Jobs that run on the threads they came to.
+    lent: usize,
     closed: bool,
 }
 
@@ -72,10 +80,10 @@ impl std::fmt::Debug for Pool {
 
 impl Pool {
     pub(super) fn new() -> Self {
-        Self::with(THREADS_MAX, WAITING_MAX, IDLE)
+        Self::with(THREADS_MAX, WAITING_MAX, LENT_MAX, IDLE)
     }
 
-    fn with(threads_max: usize, waiting_max: usize, idle: Duration) -> Self {
+    fn with(threads_max: usize, waiting_max: usize, lent_max: usize, idle: Duration) -> Self {
         let (work, room, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
         Self {
             shared: Arc::new_cyclic(|me| Shared {
@@ -86,15 +94,24 @@ impl Pool {
                 ended,
                 threads_max,
                 waiting_max,
+                lent_max,
                 idle,
             }),
         }
     }
 
-    /// Runs `job` on a thread of the pool. Runs it here when the pool is closed, or when the system has no thread left to give.
+    /// Runs `job`: here, as long as few others run where they came to, else on a thread of the pool. Here too when the pool is closed, or
+    /// when the system has no thread left to give.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let shared = &self.shared;
         let mut state = shared.state.lock();
+        if state.lent < shared.lent_max {
+            state.lent += 1;
+            drop(state);
+            guarded(job);
+            shared.state.lock().lent -= 1;
+            return;
+        }
         while state.jobs.len() >= QUEUE_MAX && !state.closed && state.threads > 0 {
             shared.room.wait(&mut state);
         }
@@ -176,12 +193,7 @@ impl Shared {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
                 self.room.notify_one();
-                // The reply that the job held answers EIO when it is dropped.
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-                    tracing::error!(
-                        "a fault in dfs: a filesystem operation failed without a reason; please report it"
-                    );
-                }
+                guarded(job);
                 state = self.state.lock();
                 continue;
             }
@@ -200,6 +212,13 @@ impl Shared {
     }
 }
 
+/// A fault in a job costs that job only: the reply that it held answers EIO when it is dropped.
+fn guarded(job: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
+        tracing::error!("a fault in dfs: a filesystem operation failed without a reason; please report it");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -211,7 +230,7 @@ mod tests {
 
     #[test]
     fn jobs_that_wait_do_not_hold_up_others() {
-        let pool = Pool::with(8, 8, LONG);
+        let pool = Pool::with(8, 8, 0, LONG);
         let (release, waiting) = mpsc::channel::<()>();
         let waiting = Arc::new(Mutex::new(waiting));
         pool.run({
@@ -229,7 +248,7 @@ mod tests {
 
     #[test]
     fn never_more_threads_than_allowed_and_every_job_runs() {
-        let pool = Pool::with(3, 8, LONG);
+        let pool = Pool::with(3, 8, 0, LONG);
         let (running, most, done) = (
             Arc::new(AtomicUsize::new(0)),
             Arc::new(AtomicUsize::new(0)),
@@ -251,7 +270,7 @@ mod tests {
 
     #[test]
     fn threads_that_wait_for_other_computers_take_nobodys_place() {
-        let pool = Pool::with(2, 5, LONG);
+        let pool = Pool::with(2, 5, 0, LONG);
         let (release, held) = crossbeam_channel::bounded::<()>(0);
         let (refused, said) = mpsc::channel();
         let waits = |pool: &Pool| {
@@ -278,8 +297,29 @@ mod tests {
     }
 
     #[test]
+    fn few_jobs_run_where_they_came_to_and_a_fault_gives_the_place_back() {
+        let pool = Pool::with(2, 5, 2, LONG);
+        let here = std::thread::current().id();
+        let place = |pool: &Pool| {
+            let (tell, told) = mpsc::channel();
+            pool.run(move || tell.send(std::thread::current().id()).unwrap());
+            told.recv_timeout(LONG).unwrap()
+        };
+        pool.run(|| panic!("a job failed (this message is expected)"));
+        assert_eq!(place(&pool), here);
+        let (within, inner) = (pool.clone(), pool.clone());
+        pool.run(move || {
+            assert_eq!(place(&within), here, "two at once");
+            within.run(move || assert_ne!(place(&inner), here, "and no third"));
+        });
+        assert_eq!(place(&pool), here);
+        assert!(pool.close(LONG));
+        assert_eq!(pool.shared.state.lock().lent, 0);
+    }
+
+    #[test]
     fn idle_threads_end_and_new_ones_come() {
-        let pool = Pool::with(4, 8, Duration::from_millis(1));
+        let pool = Pool::with(4, 8, 0, Duration::from_millis(1));
         for _ in 0..3 {
             let (done, finished) = mpsc::channel();
             pool.run(move || done.send(()).unwrap());
@@ -296,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_closed_pool_runs_jobs_at_once() {
-        let pool = Pool::with(4, 8, LONG);
+        let pool = Pool::with(4, 8, 0, LONG);
         assert!(pool.close(LONG));
         let (done, finished) = mpsc::channel();
         pool.run(move || done.send(()).unwrap());
@@ -305,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_panic_costs_one_job_only() {
-        let pool = Pool::with(1, 8, LONG);
+        let pool = Pool::with(1, 8, 0, LONG);
         pool.run(|| panic!("a job failed (this message is expected)"));
         let (done, finished) = mpsc::channel();
         pool.run(move || done.send(()).unwrap());

@@ -11,11 +11,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::mountinfo::MountEntry;
 use super::notify::Invalidator;
-use super::pool::Pool;
+use super::pool::{LENT_MAX, Pool};
 use super::{Access, MountError, MountRequest, attach};
 
-/// Threads that read requests from the kernel: more than two bring nothing on the machines measured, fewer let one long listing
-/// hold up everything.
+/// Threads that read requests from the kernel and do not wait: more than two bring nothing on the machines measured, fewer let one long
+/// listing hold up everything.
 const DISPATCH_MIN: usize = 2;
 const DISPATCH_MAX: usize = 4;
 /// How long operations that still wait may take to end after the kernel has gone. They are bounded themselves.
@@ -149,7 +149,7 @@ fn serve<F: Filesystem>(
         .write(true)
         .open("/dev/fuse")
         .is_ok();
-    config.n_threads = Some(cores.clamp(DISPATCH_MIN, DISPATCH_MAX));
+    config.n_threads = Some(cores.clamp(DISPATCH_MIN, DISPATCH_MAX) + LENT_MAX);
     // Who may enter is the kernel's to check, but for allow_root, which it does not know.
     let acl = match request.access {
         Access::Owner | Access::Everyone => SessionACL::All,
@@ -162,7 +162,11 @@ fn serve<F: Filesystem>(
     std::thread::Builder::new()
         .name("fuse-session".into())
         .spawn(move || {
-            let result = session.run().map_err(|error| error.to_string());
+            let result = match session.run() {
+                // What a thread is told that was given a request at the very moment of the end (`fuse_dev_do_read` of the kernel).
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+                result => result.map_err(|error| error.to_string()),
+            };
             if !pool.close(JOBS_END_WITHIN) {
                 tracing::warn!(
                     "operations of the unmounted filesystem are still waiting; going on without them"

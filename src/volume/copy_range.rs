@@ -9,7 +9,7 @@ use super::attributes::now;
 use super::error::{Result, VolumeError};
 use super::open_file::OpenFile;
 use super::pieces::{Piece, Source};
-use super::{Volume, Wait};
+use super::{Synced, Volume, Wait};
 use crate::base::BlockId;
 use crate::base::limits::FILE_MAX;
 use crate::store::CommitSeq;
@@ -50,7 +50,7 @@ impl Volume {
         let taken = self.blocks.take_up(&ids)?.ok_or(VolumeError::Unsupported)?;
         self.put_pieces(&target.file, to_offset, &pieces, seq.max(taken))?;
         if target.mode.sync {
-            self.sync_for(&target)?;
+            self.sync_for(&target, Synced::All)?;
         }
         Ok(copied)
     }

@@ -26,6 +26,7 @@ use super::pieces::{Piece, Source};
 use super::read::ReadAhead;
 use super::shown::is_shown;
 use super::spill::{STREAM_MIN, Spill};
+use super::write_back::Synced;
 use super::{Allocate, Opened, SeekTo, Volume, Wait};
 use crate::base::activity::{self, Waits};
 use crate::base::limits::{CHUNK_MAX, FILE_MAX};
@@ -274,7 +275,7 @@ impl Volume {
             wait,
         )?;
         if handle.mode.sync {
-            self.sync_for(&handle)
+            self.sync_for(&handle, Synced::All)
         } else {
             Ok(())
         }
@@ -360,14 +361,14 @@ impl Volume {
     }
 
     /// What was written survives a power cut once this returns.
-    pub fn fsync(&self, fh: u64) -> Result<()> {
-        self.sync_for(&*self.handles.get(fh)?)
+    pub fn fsync(&self, fh: u64, what: Synced) -> Result<()> {
+        self.sync_for(&*self.handles.get(fh)?, what)
     }
 
     /// Makes durable what was written. Fails, once for each handle, also when a sync failed since the handle was opened or was told of one,
     /// even if what was written has become durable since.
-    pub(super) fn sync_for(&self, handle: &Handle) -> Result<()> {
-        let synced = self.write_through(&handle.file);
+    pub(super) fn sync_for(&self, handle: &Handle, what: Synced) -> Result<()> {
+        let synced = self.write_through(&handle.file, what);
         let (failed, errno) = handle.file.state.lock().failed_syncs;
         let told = handle.told.swap(failed, Ordering::SeqCst);
         synced?;

@@ -1,7 +1,7 @@
 //! Plain files found in the folder become files of the volume, in their place.
 //!
 //! Invariant: a plain file is removed only after its content was sealed, made durable and read back identical, and only if it is still
-//! the inode, the size and the times that were read. A crash in between leaves the plain file, or both, never neither. Called by `daemon`.
+//! the inode, the size and the times that were read, and nobody has it open for writing. A crash in between leaves the plain file, or both, never neither. Called by `daemon`.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -25,6 +25,7 @@ use super::{Volume, Wait};
 use crate::base::names::{self, HostName, MARKER, TEMP_PREFIX};
 use crate::folder::host::{open_below, stat_at};
 use crate::folder::slots::SlotBytes;
+use crate::folder::writers::Writers;
 
 /// Bytes read from a plain file at once.
 const STEP: usize = 1 << 20;
@@ -48,7 +49,7 @@ pub struct Imported {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Files left for later, since they had just been changed.
+    /// Files left for later, since they had just been changed or are being written.
     pub waiting: u64,
     /// What could not be imported, and why.
     pub failures: Vec<String>,
@@ -71,6 +72,8 @@ struct Run<'a> {
     batch_bytes: u64,
     /// First name of plain files that have several, by inode: the others become links to it.
     links: HashMap<u64, (Arc<OwnedFd>, OsString)>,
+    /// Who was writing when the run began: to spare the sealing of what would not stay. The last word is had when a file is replaced.
+    writers: Option<Writers>,
     each: &'a mut dyn FnMut(&Imported),
 }
 
@@ -90,6 +93,7 @@ impl Volume {
             batch: Vec::new(),
             batch_bytes: 0,
             links: HashMap::new(),
+            writers: None,
             each,
         };
         let mut todo = vec![host.to_owned()];
@@ -168,6 +172,10 @@ impl Run<'_> {
             return Ok(());
         }
         if now().secs.saturating_sub(stat.st_ctime) < QUIET_SECS && now().secs >= stat.st_ctime {
+            self.done.waiting += 1;
+            return Ok(());
+        }
+        if self.writers.get_or_insert_with(Writers::now).has(&stat) {
             self.done.waiting += 1;
             return Ok(());
         }
@@ -264,12 +272,17 @@ impl Run<'_> {
             .sync()
             .map_err(|error| VolumeError::host("sync the folder", error))?;
         self.batch_bytes = 0;
+        let writers = Writers::now();
         for sealed in std::mem::take(&mut self.batch) {
             self.volume.durability.forget(sealed.file.ino);
-            match self.replace(&sealed) {
-                Ok(()) => {
+            match self.replace(&sealed, &writers) {
+                Ok(true) => {
                     self.done.files += 1;
                     self.done.bytes += sealed.stat.st_size.max(0).cast_unsigned();
+                }
+                Ok(false) => {
+                    remove_temp(&sealed.dir, &sealed.temp);
+                    self.done.waiting += 1;
                 }
                 Err(error) => {
                     remove_temp(&sealed.dir, &sealed.temp);
@@ -281,7 +294,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn replace(&mut self, sealed: &Sealed) -> Result<()> {
+    /// False when the file is still being written.
+    fn replace(&mut self, sealed: &Sealed, writers: &Writers) -> Result<bool> {
         let still = stat_at(sealed.dir.as_fd(), &sealed.host)
             .map_err(|error| VolumeError::host("look again", error))?;
         let identity = |stat: &Stat| {
@@ -294,10 +308,8 @@ impl Run<'_> {
                 stat.st_ctime_nsec,
             )
         };
-        if identity(&still) != identity(&sealed.stat) {
-            return Err(VolumeError::Invalid(
-                "it changed while it was being imported; it has another turn",
-            ));
+        if writers.has(&still) || identity(&still) != identity(&sealed.stat) {
+            return Ok(false);
         }
         let target = if self.is_same_already(sealed)? {
             // An import that was cut short had come this far.
@@ -322,7 +334,7 @@ impl Run<'_> {
             self.links
                 .insert(sealed.stat.st_ino, (Arc::clone(&sealed.dir), target));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the file that has the name already holds the very same content.
@@ -489,6 +501,7 @@ pub(super) fn entries(dir: &Arc<OwnedFd>) -> Result<Vec<(OsString, FileType)>> {
 mod tests {
     use super::*;
     use crate::volume::tests::Bench;
+    use std::io::Write;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
@@ -533,6 +546,25 @@ mod tests {
         let mut left: Vec<_> = entries(&volume.folder.dir(Path::new("")).unwrap()).unwrap();
         left.retain(|(name, kind)| *kind != FileType::Directory && !name.as_bytes().ends_with(b".f"));
         assert_eq!(left, vec![], "nothing plain is left");
+    }
+
+    #[test]
+    fn a_file_that_somebody_still_writes_waits_however_long_it_stalls() {
+        let bench = Bench::new();
+        let path = bench.path().join("download");
+        let mut writer = File::create(&path).unwrap();
+        writer.write_all(b"the first half, ").unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(QUIET_SECS as u64 + 1));
+        let volume = bench.start();
+        let done = volume.import_plain_files(&mut |_| ()).unwrap();
+        assert_eq!((done.files, done.waiting, done.failures.len()), (0, 1, 0));
+        writer.write_all(b"and the second").unwrap();
+        drop(writer);
+        while volume.import_plain_files(&mut |_| ()).unwrap().files == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert_eq!(bench.read(&volume, "download"), b"the first half, and the second");
+        assert!(!path.exists());
     }
 
     #[test]

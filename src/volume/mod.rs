@@ -44,6 +44,7 @@ pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use open_file::{Chosen, choose};
 pub use shown::StatusText;
+pub use write_back::Synced;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};

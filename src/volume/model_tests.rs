@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::pieces::Source;
 use super::tests::{Bench, CALLER, RW, noise, read_all};
-use super::{Allocate, ROOT_INO, Volume, Wait};
+use super::{Allocate, ROOT_INO, Synced, Volume, Wait};
 use crate::base::types::{FileKind, RenameMode, SetAttr};
 
 #[derive(Debug, Clone)]
@@ -245,7 +245,7 @@ proptest! {
                 }
                 Op::Fsync { file } => {
                     if let Some(fh) = replay.open.get(&file) {
-                        replay.volume.fsync(*fh).unwrap();
+                        replay.volume.fsync(*fh, Synced::All).unwrap();
                         model.entry(file).or_default().since.clear();
                     }
                 }
@@ -265,7 +265,7 @@ proptest! {
                             content[offset..end].copy_from_slice(&data);
                         });
                         if n % 3 == 2 {
-                            replay.volume.fsync(fh).unwrap();
+                            replay.volume.fsync(fh, Synced::All).unwrap();
                             content.since.clear();
                         }
                     }

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 
 use super::error::{Result, VolumeError};
-use super::{Volume, Wait};
+use super::{Synced, Volume, Wait};
 use crate::base::types::{FileKind, RenameMode};
 use crate::folder::host::attr_of;
 
@@ -44,7 +44,7 @@ impl Volume {
             if wait == Wait::Never {
                 return Err(VolumeError::WouldWait);
             }
-            self.with_open(ino, false, |file| self.write_through(file))?;
+            self.with_open(ino, false, |file| self.write_through(file, Synced::Content))?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Allocate, ROOT_INO, SeekTo, Volume, VolumeError, VolumeOptions, Wait};
+use super::{Allocate, ROOT_INO, SeekTo, Synced, Volume, VolumeError, VolumeOptions, Wait};
 use crate::base::types::{Caller, OpenMode, SetAttr, SetTime, Timestamp};
 use crate::folder::Folder;
 use crate::keys::{RootSecret, VolumeKeys};
@@ -188,7 +188,7 @@ fn a_change_in_the_middle_of_a_large_file_seals_only_around_it() {
     volume
         .write(opened.fh, 20_000_000, b"0123456789", Wait::Bounded)
         .unwrap();
-    volume.fsync(opened.fh).unwrap();
+    volume.fsync(opened.fh, Synced::All).unwrap();
     volume.release(opened.fh);
     let new = bench.store.stats().unwrap().bytes - before;
     assert!(new < 3 << 20, "{new} new bytes");
@@ -310,7 +310,7 @@ fn holes_stay_holes() {
         .create(ROOT_INO, OsStr::new("s"), 0o644, RW, &CALLER)
         .unwrap();
     volume.write(opened.fh, 1 << 44, b"end", Wait::Bounded).unwrap();
-    volume.fsync(opened.fh).unwrap();
+    volume.fsync(opened.fh, Synced::All).unwrap();
     assert_eq!(volume.lseek(opened.fh, 0, SeekTo::Data).unwrap(), 1 << 44);
     assert_eq!(volume.lseek(opened.fh, 5, SeekTo::Hole).unwrap(), 5);
     volume.release(opened.fh);

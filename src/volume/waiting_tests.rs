@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::spill::Spill;
 use super::tests::{Bench, CALLER, RW, noise, read_all, write_all};
-use super::{ROOT_INO, SeekTo, Volume, VolumeOptions, Wait};
+use super::{ROOT_INO, SeekTo, Synced, Volume, VolumeOptions, Wait};
 use crate::base::StoreId;
 use crate::base::types::{OpenMode, RenameMode};
 use crate::folder::Folder;
@@ -91,7 +91,7 @@ fn a_file_that_waits_for_the_network_keeps_no_other_waiting() {
             assert!(read_all(&volume, ino) == content);
             let opened = volume.open(ino, RW, Wait::Bounded).unwrap();
             volume.write(opened.fh, 5, b"changed", Wait::Bounded).unwrap();
-            volume.fsync(opened.fh).unwrap();
+            volume.fsync(opened.fh, Synced::All).unwrap();
             assert_eq!(volume.lseek(opened.fh, 0, SeekTo::Data).unwrap(), 0);
             volume.release(opened.fh);
             write_all(&volume, "also here", b"small");

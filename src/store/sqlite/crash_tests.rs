@@ -130,6 +130,21 @@ pub(super) fn cut(from: &Path, to: &Path, tail: impl FnOnce(&mut Vec<u8>)) {
     std::fs::write(schema::beside(to, "-wal"), log).unwrap();
 }
 
+/// How much of a log holds frames; behind them it is only kept for more (<https://sqlite.org/walformat.html>).
+fn used(log: &Path) -> usize {
+    let log = std::fs::read(log).unwrap();
+    let (header, frames) = log.split_at(32.min(log.len()));
+    let page = header
+        .get(8..12)
+        .map_or(0, |page| u32::from_be_bytes(page.try_into().unwrap()));
+    let frame = 24 + page as usize;
+    let count = frames
+        .chunks_exact(frame)
+        .take_while(|frame| frame[8..16] == header[16..24])
+        .count();
+    if count == 0 { 0 } else { 32 + count * frame }
+}
+
 #[test]
 fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
     let (dir, path) = dir_and_path();
@@ -147,7 +162,7 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
         if seed == 12 {
             synced = (
                 store.sync().unwrap(),
-                std::fs::metadata(&log).unwrap().len() as usize,
+                used(&log),
                 std::fs::metadata(blocks_dir(&path).join("00000000"))
                     .unwrap()
                     .len(),
@@ -155,7 +170,8 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
         }
     }
     let newest = store.last_seq();
-    let whole = std::fs::metadata(&log).unwrap().len() as usize;
+    let whole = used(&log);
+    assert!(0 < synced.1 && synced.1 < whole, "{synced:?} {whole}");
     let mut losses = Vec::new();
     // Cut anywhere after the sync; or lose a page in the middle, as writes reach the disk in any order.
     for step in 0..8 {
@@ -226,6 +242,29 @@ fn after_a_power_cut_what_was_synced_is_there_and_the_lost_numbers_stay_lost() {
         last_numbers.contains(&30) && last_numbers.iter().any(|n| *n < 30),
         "{last_numbers:?}"
     );
+}
+
+#[test]
+fn a_sync_makes_small_blocks_durable_without_a_commit_and_without_a_longer_log() {
+    let (dir, path) = dir_and_path();
+    let store = SqliteStore::open_tidying_after(&path, StoreOptions::default(), NO_TIDYING).unwrap();
+    let log = schema::beside(&path, "-wal");
+    let reserved = std::fs::metadata(&log).unwrap().len();
+    for seed in 0..20 {
+        let put = store.put(vec![put(&block(seed, 2_000), PutKind::Dirty)]).unwrap();
+        assert_eq!(store.sync().unwrap(), put, "the sync is no commit of its own");
+        let copy = dir.path().join(format!("cut{seed}.sqlite"));
+        let end = used(&log);
+        cut(&path, &copy, |log| log[end..].fill(0xee));
+        let after = open(&copy, 0);
+        assert!(!after.may_be_lost(&after.id(), put));
+        assert_eq!(
+            after.get(&BlockId::of(&block(seed, 2_000))).unwrap(),
+            Some(block(seed, 2_000))
+        );
+    }
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), reserved);
+    assert!((used(&log) as u64) < reserved);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::schema::{PAGE_SIZE, WAL_LIMIT};
+use super::schema::WAL_LIMIT;
 use super::segments::{ALIGN, addresses, padded, segment_of};
 use super::tables;
 use super::writer::Writer;
@@ -17,11 +17,11 @@ const CHECKPOINT_AT: u64 = 32 << 20;
 /// Size of the log at which the writer waits for readers so that the log can start again from its beginning, in bytes.
 const CHECKPOINT_HARD: u64 = 4 * WAL_LIMIT;
 
-/// Free pages that stay in the file for the next blocks.
-const FREE_PAGES_KEPT: u64 = (4 << 20) / PAGE_SIZE as u64;
+/// Free pages that stay in the file for the next blocks, in bytes.
+const FREE_KEPT: u64 = 4 << 20;
 
-/// Free pages given back in one step of housekeeping: 4 MiB.
-const VACUUM_STEP: u64 = (4 << 20) / PAGE_SIZE as u64;
+/// Free pages given back in one step of housekeeping, in bytes.
+const VACUUM_STEP: u64 = 4 << 20;
 
 /// Cached bytes that may stay even when dirty blocks alone exceed the bound, but no more than an eighth of it: what is being read
 /// must not be evicted under the reader.
@@ -225,7 +225,7 @@ impl Writer {
     }
 
     /// Makes everything durable.
-    fn sync(&mut self) -> Result<(), StoreError> {
+    pub(super) fn sync(&mut self) -> Result<(), StoreError> {
         if self.synced < self.meta.seq || self.segments.synced() < self.segments.end() {
             self.commit(self.next(), true, |_| Ok(()))?;
         }
@@ -361,7 +361,7 @@ impl Writer {
             // Readers still use the rest, or another process is at it (then the numbers are negative and say nothing).
             (log, _) => {
                 if let Ok(log) = u64::try_from(log) {
-                    self.log_bytes = log * u64::from(PAGE_SIZE);
+                    self.log_bytes = log * self.page_size;
                 }
             }
         }
@@ -380,10 +380,11 @@ impl Writer {
             }
         }
         let free = self.free_pages()?;
-        if free > FREE_PAGES_KEPT {
-            let step = VACUUM_STEP.min(free - FREE_PAGES_KEPT);
+        let kept = FREE_KEPT / self.page_size;
+        if free > kept {
+            let step = (VACUUM_STEP / self.page_size).min(free - kept);
             self.vacuum(step).map_err(|error| self.failure.of(&error))?;
-            self.log_bytes += step * 2 * u64::from(PAGE_SIZE);
+            self.log_bytes += step * 2 * self.page_size;
             if self.log_bytes >= CHECKPOINT_AT {
                 self.checkpoint("PASSIVE")?;
             }

@@ -6,6 +6,7 @@
 
 mod failure;
 mod housekeeping;
+mod log;
 mod meta;
 mod readers;
 mod schema;
@@ -155,6 +156,7 @@ impl SqliteStore {
                 .map_err(|error| failure.io("create the directory of its blocks", &error))?,
         );
         let (synced, end) = tables::tail(&conn).map_err(|error| failure.of(&error))?;
+        let page_size = schema::page_size(&conn).map_err(|error| failure.of(&error))?;
         if synced.max(end) >= ADDRESS_MAX {
             return Err(failure.unusable("it says that its blocks lie beyond the end of any disk"));
         }
@@ -168,7 +170,9 @@ impl SqliteStore {
             full: true,
             cache_size: options.cache_size,
             synced: 0,
+            log: None,
             log_bytes: 0,
+            page_size,
             broken: None,
             segments: segments.clone(),
             freed: housekeeping::Freed::default(),

@@ -13,8 +13,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::Shared;
 use super::failure::{self, Failure};
 use super::housekeeping::Freed;
+use super::log::Log;
 use super::meta::{JUMP, Meta};
-use super::schema::PAGE_SIZE;
 use super::segments::{Appender, Segments};
 use super::tables::{self, Change};
 use crate::base::{BlockId, work};
@@ -74,8 +74,12 @@ pub(super) struct Writer {
     pub(super) full: bool,
     /// Number of the newest commit that is known to be durable.
     pub(super) synced: CommitSeq,
+    /// The log, to be synced without a commit; `None`: SQLite syncs it.
+    pub(super) log: Option<Log>,
     /// About how many bytes the log holds.
     pub(super) log_bytes: u64,
+    /// Page size of the database, in bytes.
+    pub(super) page_size: u64,
     /// Set when a sync failed: what the kernel then dropped, no later sync brings back.
     pub(super) broken: Option<StoreError>,
     pub(super) segments: Arc<Segments>,
@@ -135,6 +139,10 @@ impl Writer {
         if let Err(error) = self.checkpoint("TRUNCATE") {
             tracing::warn!(%error, "the store's log could not be emptied at the start");
         }
+        let log = Log::open(self.failure.path()).and_then(|log| log.reserve(0).map(|()| log));
+        self.log = log
+            .inspect_err(|error| tracing::debug!(%error, "SQLite syncs its log by itself"))
+            .ok();
         Ok(())
     }
 
@@ -188,8 +196,14 @@ impl Writer {
         } else {
             Vec::new()
         };
-        let must_sync = sync && self.synced < self.meta.seq;
-        self.commit(self.next(), sync, |change| {
+        // The log is synced by itself, unless more than the log is to be made durable.
+        let by_log = sync && self.log.is_some() && self.segments.synced() >= self.segments.end();
+        if by_log && group.iter().all(|job| matches!(job.task, Task::Sync)) {
+            self.sync_log()?;
+            return Ok(self.meta.seq);
+        }
+        let must_sync = sync && !by_log && self.synced < self.meta.seq;
+        self.commit(self.next(), sync && !by_log, |change| {
             let mut changed = must_sync || !touched.is_empty();
             for job in group {
                 match &job.task {
@@ -219,10 +233,38 @@ impl Writer {
             }
             Ok(())
         })?;
+        if by_log {
+            self.sync_log()?;
+        }
         if tidy {
             while !self.tidy_step()? {}
         }
         Ok(self.meta.seq)
+    }
+
+    /// Makes all commits durable by a sync of the log, or by a commit if that cannot be.
+    fn sync_log(&mut self) -> Result<(), StoreError> {
+        if self.synced >= self.meta.seq {
+            return Ok(());
+        }
+        if self.log.as_ref().is_some_and(|log| !log.is_current()) {
+            self.log = None;
+        }
+        let synced = match &self.log {
+            Some(log) if self.segments.synced() >= self.segments.end() => {
+                if let Err(error) = log.reserve(self.log_bytes) {
+                    tracing::debug!(%error, "the store's log grows with each sync");
+                }
+                log.sync()
+            }
+            _ => return self.sync(),
+        };
+        if let Err(error) = synced {
+            let error = self.failure.io("sync its log", &error);
+            return Err(self.fail_sync(&error));
+        }
+        self.synced = self.meta.seq;
+        Ok(())
     }
 
     /// The state that the next commit starts from.
@@ -300,7 +342,7 @@ impl Writer {
         work::COMMITS.add(1);
         self.segments.advance(end);
         // The blocks, their share of the trees, and the state row.
-        self.log_bytes += log_bytes + 8 * u64::from(PAGE_SIZE);
+        self.log_bytes += log_bytes + 8 * self.page_size;
         self.meta = next;
         if sync {
             self.synced = self.meta.seq;
