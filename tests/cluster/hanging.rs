@@ -13,6 +13,9 @@ use crate::harness::{SOON, noise, wait_for};
 /// Readers that hang: more than the threads that may be at work at once (64).
 const HANGING: usize = 100;
 
+/// So many of them wait on threads that read from the kernel (`LENT_MAX` in `fuse::pool`).
+const LENT: usize = 2;
+
 /// How long they may; what is local must not take as long.
 const TIMEOUT_SECS: u64 = 180;
 
@@ -67,7 +70,7 @@ fn a_peer_that_hangs_keeps_nobody_from_local_files() {
     let _writer = Cmd::bash("printf x | dd of=\"$0\" bs=1 seek=5000 conv=notrunc status=none")
         .arg(b.at(names[0]))
         .start();
-    wait_for("all readers hang", SOON, || waiting(&b) >= HANGING);
+    wait_for("all readers hang", SOON, || waiting(&b) >= HANGING - LENT);
 
     // Nothing of this is in the kernel's cache.
     let bound = Duration::from_secs(TIMEOUT_SECS / 2);
@@ -96,7 +99,7 @@ fn a_peer_that_hangs_keeps_nobody_from_local_files() {
         cat .dfs/status > /dev/null
     "#;
     Cmd::bash(script).arg(b.mountpoint()).within(bound).ok();
-    assert!(waiting(&b) >= HANGING, "they still hang");
+    assert!(waiting(&b) >= HANGING - LENT, "they still hang");
 
     drop(stopped);
     for (n, reader) in readers.into_iter().enumerate().skip(1) {

@@ -7,8 +7,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Result;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use super::schema::beside;
 
@@ -24,24 +24,15 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 #[derive(Debug)]
 pub(super) struct Log {
     file: File,
-    path: PathBuf,
+    /// It is at least so long, in bytes.
+    len: u64,
 }
 
 impl Log {
     /// The log of the database `path`, which has one connection at least.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let path = beside(path, "-wal");
-        let file = OpenOptions::new().write(true).open(&path)?;
-        Ok(Self { file, path })
-    }
-
-    /// Whether it is still the file that SQLite writes to.
-    pub(super) fn is_current(&self) -> bool {
-        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        match (self.file.metadata(), std::fs::metadata(&self.path)) {
-            (Ok(ours), Ok(named)) => identity(ours) == identity(named),
-            _ => false,
-        }
+        let file = OpenOptions::new().write(true).open(beside(path, "-wal"))?;
+        Ok(Self { file, len: 0 })
     }
 
     /// Makes it durable.
@@ -50,17 +41,19 @@ impl Log {
     }
 
     /// Makes it longer than the `used` bytes that it holds, if it is not. Zeros are what SQLite takes for no frame.
-    pub(super) fn reserve(&self, used: u64) -> Result<()> {
-        let len = self.file.metadata()?.len();
-        if len >= used + LEFT {
+    pub(super) fn reserve(&mut self, used: u64) -> Result<()> {
+        if self.len >= used + LEFT {
             return Ok(());
         }
-        let end = used.max(len) + GROW;
-        let mut at = len;
-        while at < end {
-            let step = ZEROS.len().min((end - at) as usize);
-            self.file.write_all_at(&ZEROS[..step], at)?;
-            at += step as u64;
+        self.len = self.file.metadata()?.len();
+        let end = match self.len >= used + LEFT {
+            true => self.len,
+            false => used.max(self.len) + GROW,
+        };
+        while self.len < end {
+            let step = ZEROS.len().min((end - self.len) as usize);
+            self.file.write_all_at(&ZEROS[..step], self.len)?;
+            self.len += step as u64;
         }
         Ok(())
     }

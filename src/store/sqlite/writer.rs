@@ -139,7 +139,7 @@ impl Writer {
         if let Err(error) = self.checkpoint("TRUNCATE") {
             tracing::warn!(%error, "the store's log could not be emptied at the start");
         }
-        let log = Log::open(self.failure.path()).and_then(|log| log.reserve(0).map(|()| log));
+        let log = Log::open(self.failure.path()).and_then(|mut log| log.reserve(0).map(|()| log));
         self.log = log
             .inspect_err(|error| tracing::debug!(%error, "SQLite syncs its log by itself"))
             .ok();
@@ -247,10 +247,7 @@ impl Writer {
         if self.synced >= self.meta.seq {
             return Ok(());
         }
-        if self.log.as_ref().is_some_and(|log| !log.is_current()) {
-            self.log = None;
-        }
-        let synced = match &self.log {
+        let synced = match &mut self.log {
             Some(log) if self.segments.synced() >= self.segments.end() => {
                 if let Err(error) = log.reserve(self.log_bytes) {
                     tracing::debug!(%error, "the store's log grows with each sync");
