@@ -8,6 +8,7 @@ mod failure;
 mod housekeeping;
 mod meta;
 mod readers;
+mod replica;
 mod schema;
 mod segments;
 mod tables;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::store::PutKind;
 use crate::store::conformance::{self, block, put};
+use crate::store::replica_conformance;
 
 pub(super) fn open(path: &Path, cache_size: u64) -> SqliteStore {
     SqliteStore::open(path, StoreOptions { cache_size }).unwrap()
@@ -71,6 +72,16 @@ fn conforms() {
     let (dir, _) = dir_and_path();
     let mut stores = 0;
     conformance::all(|| {
+        stores += 1;
+        Arc::new(open(&dir.path().join(format!("{stores}.sqlite")), 0))
+    });
+}
+
+#[test]
+fn conforms_as_memory_of_replication() {
+    let (dir, _) = dir_and_path();
+    let mut stores = 0;
+    replica_conformance::all(|| {
         stores += 1;
         Arc::new(open(&dir.path().join(format!("{stores}.sqlite")), 0))
     });
