@@ -11,6 +11,9 @@ use super::rules::REBALANCE;
 
 const DAY_MS: u64 = 86_400_000;
 
+/// Audits in a row that a connected holder may leave unanswered before that counts as a failure.
+const WITHHELD_MAX: u8 = 3;
+
 impl Machine {
     pub(super) fn answer(&mut self, from: DeviceId, answer: Answer) -> Result<(), StoreError> {
         let Some(asked) = self.close(&from, answer.seq()) else {
@@ -19,7 +22,9 @@ impl Machine {
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.silent = 0;
         }
-        self.hurry();
+        if !matches!(asked.purpose, Purpose::Audit(_)) {
+            self.hurry();
+        }
         match (answer, &asked.purpose) {
             (Answer::Leased { seq, term_secs, outcomes }, Purpose::Put | Purpose::Claim | Purpose::Renewal | Purpose::Confirmation) => {
                 self.leased(from, seq, term_secs, &outcomes, &asked)
@@ -37,6 +42,12 @@ impl Machine {
                 for (block, verdict) in verdicts {
                     if verdict != Verdict::Right && slices.iter().any(|slice| slice.block == block) {
                         failed.push((block, verdict == Verdict::Wrong));
+                    }
+                }
+                if let Some(peer) = self.peers.get_mut(&from) {
+                    peer.withheld = 0;
+                    if std::mem::take(&mut peer.walk_ends) && failed.is_empty() {
+                        peer.strikes = 0;
                     }
                 }
                 self.audited(from, &failed)
@@ -187,11 +198,15 @@ impl Machine {
             let wait = self.rules.retry_ms << peer.silent.min(6);
             peer.busy_until_ms = now + wait.min(self.rules.sleep_ms);
             // A member that is connected and does not show what it holds, again and again, withholds it.
-            let withheld = peer.silent % 3 == 0;
-            if let (true, Purpose::Audit(slices)) = (withheld, &asked.purpose)
+            if let Purpose::Audit(slices) = &asked.purpose
                 && let Some(slice) = slices.first()
             {
-                self.audited(to, &[(slice.block, true)])?;
+                peer.withheld += 1;
+                peer.walk_ends = false;
+                if peer.withheld >= WITHHELD_MAX {
+                    peer.withheld = 0;
+                    self.audited(to, &[(slice.block, true)])?;
+                }
             }
             self.hurry();
         }

@@ -66,16 +66,13 @@ impl Machine {
         // Spread, so that not all owners audit a holder at the same time.
         let wait_ms = self.rules.audit_secs * 750 + self.random() % (self.rules.audit_secs * 500).max(1);
         let done = found.len() < limit;
-        let secs = self.secs();
         let Some(peer) = self.peers.get_mut(&holder) else {
             return Ok(());
         };
         peer.next_audit_ms = self.now_ms + if walk.is_some() && !done { WALK_MS } else { wait_ms };
         if walk.is_some() {
             peer.walk = if done { None } else { found.last().map(|r| r.block) };
-            if done && peer.condemned <= secs {
-                peer.strikes = 0;
-            }
+            peer.walk_ends = done;
         }
         let mut slices = Vec::with_capacity(found.len());
         for replica in found.iter().take(BLOCKS_MAX) {
@@ -153,7 +150,7 @@ impl Machine {
             }
             let until = secs + if *wrong { long } else { PROBATION_SECS.min(long) };
             if peer.strikes >= most && until > peer.condemned {
-                let is_new = peer.condemned <= secs;
+                let is_new = !std::mem::replace(&mut peer.is_condemned, true);
                 peer.condemned = until;
                 if is_new {
                     self.report(Report::Condemned(holder));

@@ -43,7 +43,7 @@ impl Machine {
     /// Looks at all wishes to free from the beginning.
     pub(super) fn free_again(&mut self) {
         self.drop_cursor = None;
-        self.next_drops_ms = Some(self.now_ms);
+        self.next_free_ms = Some(self.now_ms);
     }
 
     pub(super) fn is_dropping(&self, block: &BlockId) -> bool {
@@ -74,7 +74,8 @@ impl Machine {
     }
 
     pub(super) fn drop_step(&mut self) -> Result<(), StoreError> {
-        if !self.next_drops_ms.is_some_and(|at| at <= self.now_ms) || !self.knows_hosts() {
+        let is_due = |at: Option<u64>| at.is_some_and(|at| at <= self.now_ms);
+        if !(is_due(self.next_drops_ms) || is_due(self.next_free_ms)) || !self.knows_hosts() {
             return Ok(());
         }
         self.next_drops_ms = None;
@@ -112,10 +113,14 @@ impl Machine {
         }
         over.sort_by_key(|(block, _)| *block);
         let freed: Vec<BlockId> = over.iter().filter(|(_, why)| why.is_none()).map(|(b, _)| *b).collect();
-        let remove = |block: &BlockId| ReplicaChange::Remove { block: *block };
-        // Nobody can be granted a lease in between: that is this machine's work, too.
-        let effects = self.store.apply(&freed.iter().map(remove).collect::<Vec<_>>(), false)?;
-        for (block, removed) in freed.iter().zip(effects) {
+        // That another device might still take the block up is no reason to keep it here. A lease is, which nobody can be granted in
+        // between: that is this machine's work, too.
+        let remove = |block: &BlockId| {
+            let block = *block;
+            [ReplicaChange::EndIdle { block }, ReplicaChange::Remove { block }]
+        };
+        let effects = self.store.apply(&freed.iter().flat_map(remove).collect::<Vec<_>>(), false)?;
+        for (block, removed) in freed.iter().zip(effects.into_iter().skip(1).step_by(2)) {
             self.drops.remove(block);
             let action = if removed {
                 Action::Freed(*block)
@@ -136,7 +141,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Goes on with the pass over what is wished to be freed, as far as drops may be open at a time.
     fn begin_drops(&mut self) -> Result<(), StoreError> {
+        if self.next_free_ms.is_none_or(|at| at > self.now_ms) {
+            return Ok(());
+        }
+        self.next_free_ms = None;
         let mut moves: BTreeMap<DeviceId, Vec<BlockId>> = BTreeMap::new();
         let mut changes = Vec::new();
         while self.drops.len() < self.rules.drops_open {
@@ -162,15 +172,14 @@ impl Machine {
             self.drop_cursor = page.last().copied();
             if page.len() < STEP {
                 self.drop_cursor = None;
-                if !page.is_empty() {
-                    self.next_drops_ms = Some(self.now_ms + self.rules.refree_ms);
-                }
                 break;
             }
         }
-        if self.drop_cursor.is_some() {
-            self.next_drops_ms = Some(self.now_ms + 1000);
-        }
+        // The rest when some have ended; those that wait for others, and those that could not be had, after a while.
+        let left = self.drop_cursor.is_some();
+        let wishes = left || !self.store.to_free(None, 1)?.is_empty();
+        let wait = if left { 100 } else { self.rules.refree_ms };
+        self.next_free_ms = wishes.then_some(self.now_ms + wait);
         self.store.apply(&changes, false)?;
         for (owner, blocks) in moves {
             if !self.peers.get(&owner).is_some_and(|peer| peer.is_open(self.now_ms)) {

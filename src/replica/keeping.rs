@@ -116,13 +116,22 @@ impl Machine {
             let durable = changes.iter().any(|c| matches!(c, ReplicaChange::Owe { .. }));
             self.store.apply(&changes, durable)?;
             self.pass = page.last().and_then(|kept| Some((kept.todo?, kept.block)));
+            let asks = plan.puts.values().any(|(blocks, _)| !blocks.is_empty()) || plan.claims.values().any(|b| !b.is_empty());
             self.carry_out(plan);
             if page.len() < STEP {
                 // What is left waits for an answer, or for somebody to come.
                 let nothing = self.pass.is_none() && page.is_empty();
                 self.pass = None;
                 let rest = !nothing || !self.store.kept_todo(None, 1)?.is_empty();
-                self.next_pass_ms = rest.then_some(self.now_ms + self.rules.retry_ms);
+                let wait = (self.rules.retry_ms << self.vain_passes.min(16)).min(self.rules.sleep_ms);
+                self.vain_passes += 1;
+                if asks && self.has_idle_holder() {
+                    // Until each has as much to do as it may.
+                    self.hurry();
+                    self.next_pass_ms = Some(self.now_ms + 1);
+                    return self.pay();
+                }
+                self.next_pass_ms = rest.then_some(self.now_ms + wait);
                 self.pay()?;
                 return Ok(());
             }

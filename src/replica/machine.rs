@@ -89,9 +89,13 @@ pub struct Machine {
     pub(super) pass: Option<(u8, BlockId)>,
     /// When the next pass over what is to be done begins; `None`: nothing is to be done.
     pub(super) next_pass_ms: Option<u64>,
+    /// Passes in a row that found nothing that could be done.
+    pub(super) vain_passes: u32,
     pub(super) drops: HashMap<BlockId, Drop>,
     pub(super) drop_cursor: Option<BlockId>,
     pub(super) next_drops_ms: Option<u64>,
+    /// When wishes to free are looked at next.
+    pub(super) next_free_ms: Option<u64>,
     pub(super) disk_free: u64,
     pub(super) stray_cursor: Option<Option<BlockId>>,
     next_upkeep_ms: u64,
@@ -164,9 +168,11 @@ impl Machine {
             review_again: false,
             pass: None,
             next_pass_ms: None,
+            vain_passes: 0,
             drops: HashMap::new(),
             drop_cursor: None,
-            next_drops_ms: Some(now_ms),
+            next_drops_ms: None,
+            next_free_ms: Some(now_ms),
             disk_free: u64::MAX,
             stray_cursor: (!setup.has_volume).then_some(None),
             next_upkeep_ms: now_ms,
@@ -289,6 +295,7 @@ impl Machine {
     /// Something is to be done, or can be done now.
     pub(super) fn hurry(&mut self) {
         self.next_pass_ms = Some(self.now_ms);
+        self.vain_passes = 0;
     }
 
     /// The hosts, or what is known of them, have changed: every block is to be looked at.
@@ -405,8 +412,8 @@ impl Machine {
                 peer.full_until_ms = 0;
                 changed = true;
             }
-            if peer.condemned > 0 && peer.condemned <= secs && peer.strikes > 0 {
-                peer.strikes = 0;
+            if peer.is_condemned && peer.condemned <= secs {
+                (peer.is_condemned, peer.strikes) = (false, 0);
                 changed = true;
             }
         }
@@ -428,27 +435,30 @@ impl Machine {
     }
 
     fn next_wake(&self) -> u64 {
-        if self.review.is_some() || self.sweep.is_some() || self.stray_cursor.is_some() {
-            return self.now_ms + 1;
-        }
         let soon = self.now_ms + 1;
+        if self.sweep.is_some() || (self.review.is_some() && self.knows_hosts()) {
+            return soon;
+        }
         let mut wake = self.next_upkeep_ms;
         let mut at = |ms: u64| wake = wake.min(ms.max(soon));
         if let Some(asked) = self.asked.values().map(|asked| asked.at_ms).min() {
             at(asked + self.rules.answer_ms);
         }
+        if !self.knows_hosts() {
+            return wake;
+        }
         if let Some(pass) = self.next_pass_ms {
             at(pass);
         }
-        if let Some(drops) = self.next_drops_ms {
-            at(drops);
+        for time in [self.next_drops_ms, self.next_free_ms].into_iter().flatten() {
+            at(time);
         }
         for peer in self.peers.values().filter(|peer| peer.member && peer.connected) {
             if peer.open.renewals == 0 {
-                at(peer.next_renewal_ms);
+                at(peer.next_renewal_ms.max(peer.busy_until_ms));
             }
-            if peer.open.audits == 0 && peer.quota > 0 {
-                at(peer.next_audit_ms);
+            if peer.open.audits == 0 {
+                at(peer.next_audit_ms.max(peer.busy_until_ms));
             }
         }
         wake

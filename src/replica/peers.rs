@@ -23,8 +23,12 @@ pub(super) struct Peer {
     pub(super) busy_until_ms: u64,
     /// Requests in a row that it did not answer.
     pub(super) silent: u8,
+    /// Audits in a row that it did not answer.
+    pub(super) withheld: u8,
     pub(super) strikes: u8,
     pub(super) condemned: u64,
+    /// It was condemned and has not been acquitted.
+    pub(super) is_condemned: bool,
     /// The clock of its leases at `clock_at_ms`.
     clock_ms: u64,
     clock_at_ms: u64,
@@ -32,6 +36,8 @@ pub(super) struct Peer {
     pub(super) next_renewal_ms: u64,
     /// How far the check of all its blocks has come that follows a failure.
     pub(super) walk: Option<BlockId>,
+    /// The audit that waits for its answer is the last of that check.
+    pub(super) walk_ends: bool,
     pub(super) open: Open,
 }
 
@@ -60,13 +66,16 @@ impl Peer {
             full_wait_ms: 0,
             busy_until_ms: 0,
             silent: 0,
+            withheld: 0,
             strikes: 0,
             condemned,
+            is_condemned: condemned > 0,
             clock_ms: clock_secs * 1000,
             clock_at_ms: now_ms,
             next_audit_ms: 0,
             next_renewal_ms: 0,
             walk: None,
+            walk_ends: false,
             open: Open::default(),
         }
     }

@@ -50,7 +50,7 @@ pub struct Rules {
     pub drop_ms: u64,
     /// How often a wish to free that could not be fulfilled is looked at again, in milliseconds.
     pub refree_ms: u64,
-    /// How often everything that waits for others is looked at again, in milliseconds.
+    /// When what waits for others is looked at again, in milliseconds; doubled each time that nothing could be done.
     pub retry_ms: u64,
     /// The longest sleep, in milliseconds.
     pub sleep_ms: u64,
@@ -77,7 +77,7 @@ impl Default for Rules {
             full_ms: HOUR * 1000,
             drops_open: 1024,
             drop_ms: 60_000,
-            refree_ms: 60_000,
+            refree_ms: HOUR * 1000,
             retry_ms: 10_000,
             sleep_ms: 600_000,
         }

@@ -339,7 +339,9 @@ fn a_store_of_schema_version_1_is_read_and_grows_on() {
     // As version 1 would have it: the bytes in the database.
     let conn = Connection::open(&path).unwrap();
     conn.execute_batch(
-        "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;",
+        "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;
+         DROP TABLE lease; DROP TABLE idle; DROP TABLE held; DROP TABLE kept; DROP TABLE replica; DROP TABLE owed;
+         DROP TABLE to_free; DROP TABLE member; DROP TABLE number;",
     )
     .unwrap();
     conn.execute("INSERT INTO data VALUES (7, ?1)", [&old[..]])
