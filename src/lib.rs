@@ -11,7 +11,7 @@
 //! |---|---|
 //! | 6 | `main.rs`, `cli`, `mount-helpers/` |
 //! | 5 | `daemon` |
-//! | 4 | `fuse`, `control` |
+//! | 4 | `fuse`, `control`, `replica` |
 //! | 3 | `volume`, `node` |
 //! | 2 | `store`, `folder` |
 //! | 1 | `seal` ← `keys` ← `object` |
@@ -26,6 +26,7 @@ pub mod fuse;
 pub mod keys;
 pub mod node;
 pub mod object;
+pub mod replica;
 pub mod seal;
 pub mod store;
 pub mod volume;

@@ -8,22 +8,24 @@ use std::ops::Bound;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::replica_memory::Tables;
 use super::{BlockStore, CommitSeq, Put, PutKind, StoreError, StoreStats};
 use crate::base::{BlockId, PlainHash, StoreId};
 
-#[derive(Debug)]
-struct Entry {
-    bytes: Bytes,
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) bytes: Bytes,
     seq: CommitSeq,
-    dirty: bool,
+    pub(super) dirty: bool,
     plain: Option<PlainHash>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    blocks: BTreeMap<BlockId, Entry>,
+#[derive(Debug, Default, Clone)]
+pub(super) struct State {
+    pub(super) blocks: BTreeMap<BlockId, Entry>,
     plain: HashMap<PlainHash, BlockId>,
-    seq: CommitSeq,
+    pub(super) seq: CommitSeq,
+    pub(super) tables: Tables,
 }
 
 /// Blocks in memory.
@@ -31,6 +33,9 @@ struct State {
 pub struct MemoryStore {
     id: StoreId,
     state: Mutex<State>,
+    /// What a power cut would leave, since the first commit that was not synced; only kept when one may come.
+    synced: Mutex<Option<Box<State>>>,
+    power_cuts: bool,
 }
 
 impl MemoryStore {
@@ -39,7 +44,38 @@ impl MemoryStore {
         Self {
             id,
             state: Mutex::new(State::default()),
+            synced: Mutex::new(None),
+            power_cuts: false,
         }
+    }
+
+    /// An empty store that remembers what a [power cut](MemoryStore::cut_power) would leave.
+    pub fn with_power_cuts(id: StoreId) -> Self {
+        Self {
+            power_cuts: true,
+            ..Self::new(id)
+        }
+    }
+
+    /// Loses every commit since the last sync.
+    pub fn cut_power(&self) {
+        if let Some(synced) = self.synced.lock().take() {
+            *self.state.lock() = *synced;
+        }
+    }
+
+    pub(super) fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.lock())
+    }
+
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        if self.power_cuts {
+            self.synced
+                .lock()
+                .get_or_insert_with(|| Box::new(state.clone()));
+        }
+        change(&mut state)
     }
 
     /// Replaces the bytes of a block that is here by others, as a failing disk would. False when it is not here.
@@ -92,6 +128,18 @@ impl State {
         }
         changed
     }
+
+    pub(super) fn remove(&mut self, id: &BlockId) -> bool {
+        let Some(entry) = self.blocks.remove(id) else {
+            return false;
+        };
+        if let Some(hash) = entry.plain
+            && self.plain.get(&hash) == Some(id)
+        {
+            self.plain.remove(&hash);
+        }
+        true
+    }
 }
 
 impl BlockStore for MemoryStore {
@@ -107,13 +155,14 @@ impl BlockStore for MemoryStore {
     }
 
     fn put(&self, batch: Vec<Put>) -> Result<CommitSeq, StoreError> {
-        let mut state = self.state.lock();
-        let mut changed = false;
-        for put in batch {
-            changed |= state.put(put);
-        }
-        state.seq += u64::from(changed);
-        Ok(state.seq)
+        self.change(|state| {
+            let mut changed = false;
+            for put in batch {
+                changed |= state.put(put);
+            }
+            state.seq += u64::from(changed);
+            Ok(state.seq)
+        })
     }
 
     fn find_plain(&self, hash: &PlainHash) -> Result<Option<BlockId>, StoreError> {
@@ -121,35 +170,36 @@ impl BlockStore for MemoryStore {
     }
 
     fn sync(&self) -> Result<CommitSeq, StoreError> {
+        *self.synced.lock() = None;
         Ok(self.last_seq())
     }
 
     fn remove(&self, ids: &[BlockId]) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        let before = state.blocks.len();
-        for id in ids {
-            if let Some(Entry {
-                plain: Some(hash), ..
-            }) = state.blocks.remove(id)
-                && state.plain.get(&hash) == Some(id)
-            {
-                state.plain.remove(&hash);
+        self.change(|state| {
+            let before = state.blocks.len();
+            for id in ids {
+                if !state.tables.is_held(id) {
+                    state.remove(id);
+                }
             }
-        }
-        state.seq += u64::from(state.blocks.len() < before);
-        Ok(())
+            state.seq += u64::from(state.blocks.len() < before);
+            Ok(())
+        })
     }
 
     fn set_dirty(&self, ids: &[BlockId], dirty: bool) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        let mut changed = false;
-        for id in ids {
-            if let Some(entry) = state.blocks.get_mut(id) {
-                changed |= std::mem::replace(&mut entry.dirty, dirty) != dirty;
+        self.change(|state| {
+            let mut changed = false;
+            for id in ids {
+                let held = state.tables.is_held(id);
+                if let Some(entry) = state.blocks.get_mut(id) {
+                    let dirty = dirty || held;
+                    changed |= std::mem::replace(&mut entry.dirty, dirty) != dirty;
+                }
             }
-        }
-        state.seq += u64::from(changed);
-        Ok(())
+            state.seq += u64::from(changed);
+            Ok(())
+        })
     }
 
     fn list(&self, after: Option<BlockId>, limit: usize) -> Result<Vec<(BlockId, CommitSeq)>, StoreError> {
@@ -189,10 +239,25 @@ mod tests {
 
     use super::*;
     use crate::store::conformance::{self, block, put};
+    use crate::store::replica_conformance;
 
     #[test]
     fn conforms() {
         conformance::all(|| Arc::new(MemoryStore::default()));
+        replica_conformance::all(|| Arc::new(MemoryStore::default()));
+    }
+
+    #[test]
+    fn a_power_cut_takes_what_was_not_synced() {
+        let store = MemoryStore::with_power_cuts(StoreId([1; 16]));
+        let (a, b) = (block(1, 100), block(2, 100));
+        store.put(vec![put(&a, PutKind::Dirty)]).unwrap();
+        store.sync().unwrap();
+        store.put(vec![put(&b, PutKind::Dirty)]).unwrap();
+        store.remove(&[BlockId::of(&a)]).unwrap();
+        store.cut_power();
+        assert!(store.contains(&BlockId::of(&a)).unwrap() && !store.contains(&BlockId::of(&b)).unwrap());
+        assert_eq!(store.last_seq(), 1);
     }
 
     #[test]

@@ -5,6 +5,10 @@ pub mod api;
 pub(crate) mod conformance;
 mod fault;
 mod memory;
+mod replica;
+#[cfg(test)]
+pub(crate) mod replica_conformance;
+mod replica_memory;
 mod sqlite;
 mod tiered;
 
@@ -14,5 +18,6 @@ pub use api::{
 };
 pub use fault::{Fault, FaultStore, Op};
 pub use memory::MemoryStore;
+pub use replica::{Health, Kept, Lease, MemberState, Number, Replica, ReplicaChange, ReplicaStore};
 pub use sqlite::{SqliteStore, StoreOptions};
 pub use tiered::{ReadError, Tiered, TieredOptions};

@@ -9,6 +9,7 @@ mod housekeeping;
 mod log;
 mod meta;
 mod readers;
+mod replica;
 mod schema;
 mod segments;
 mod tables;

@@ -87,6 +87,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ) STRICT;
     INSERT INTO tail VALUES (1, 0);
 ",
+    super::replica::SCHEMA,
 ];
 
 /// Holds the store for this process as long as it lives.
@@ -320,6 +321,26 @@ mod tests {
         assert!(conn.prepare("SELECT x FROM extra").is_ok());
         assert!(conn.prepare("SELECT x FROM never").is_err());
         assert_eq!(Meta::load(&conn).unwrap(), meta);
+    }
+
+    #[test]
+    fn a_store_of_the_version_before_replication_keeps_its_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = Failure::new(&dir.path().join("store.sqlite"));
+        prepare_file(&failure).unwrap();
+        let mut conn = connect(&failure).unwrap();
+        migrate(&mut conn, &failure, &MIGRATIONS[..2]).unwrap();
+        conn.execute_batch("INSERT INTO block VALUES (x'07', 1, 3, 1, 0, 1, NULL); INSERT INTO data VALUES (1, x'010203');")
+            .unwrap();
+        drop(conn);
+        let (conn, _) = open_writer(&failure).unwrap();
+        assert_eq!(version_of(&conn), 3);
+        let of = |sql: &str| -> i64 { conn.query_row(sql, [], |row| row.get(0)).unwrap() };
+        assert_eq!(of("SELECT len FROM block WHERE id = x'07'"), 3);
+        assert_eq!(of("SELECT bytes FROM held"), 0);
+        for table in ["lease", "idle", "kept", "replica", "owed", "to_free", "member", "number"] {
+            assert_eq!(of(&format!("SELECT count(*) FROM {table}")), 0);
+        }
     }
 
     #[test]

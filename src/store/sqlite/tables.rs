@@ -46,6 +46,8 @@ struct Known {
     place: Place,
     len: u64,
     dirty: bool,
+    /// Somebody has a lease on it, or had one until recently.
+    held: bool,
 }
 
 /// A block whose bytes are in the segments.
@@ -137,12 +139,24 @@ impl Change<'_> {
         Ok(changed)
     }
 
-    /// Deletes one block; false when it was not there.
+    /// Deletes one block; false when it was not there, or is kept for somebody else.
     pub(super) fn remove(&mut self, id: &BlockId) -> rusqlite::Result<bool> {
-        let Some(known) = self.find(id)? else {
-            return Ok(false);
-        };
-        if !self.careful || self.is_intact(&known, id) {
+        match self.find(id)? {
+            Some(known) if !known.held => self.delete(id, &known).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Deletes the row of a block whose bytes a power cut took.
+    pub(super) fn forget_lost(&mut self, id: &BlockId) -> rusqlite::Result<()> {
+        match self.find(id)? {
+            Some(known) => self.delete(id, &known),
+            None => Ok(()),
+        }
+    }
+
+    fn delete(&mut self, id: &BlockId, known: &Known) -> rusqlite::Result<()> {
+        if !self.careful || self.is_intact(known, id) {
             match known.place {
                 Place::Row(n) => {
                     self.conn
@@ -169,7 +183,7 @@ impl Change<'_> {
         if known.dirty {
             self.meta.dirty_bytes = self.meta.dirty_bytes.saturating_sub(known.len);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Marks one block as dirty or cached; false when it was so already or is not here.
@@ -177,7 +191,8 @@ impl Change<'_> {
         let len: Option<i64> = self
             .conn
             .prepare_cached(
-                "UPDATE block SET dirty = ?2, used = ?3 WHERE id = ?1 AND dirty <> ?2 RETURNING len",
+                "UPDATE block SET dirty = ?2, used = ?3 WHERE id = ?1 AND dirty <> ?2
+                 AND (?2 OR NOT EXISTS (SELECT 1 FROM lease WHERE block = ?1)) RETURNING len",
             )?
             .query_row(params![&id.as_bytes()[..], dirty, self.meta.seq as i64], |row| {
                 row.get(0)
@@ -212,13 +227,17 @@ impl Change<'_> {
             if victims.is_empty() {
                 break;
             }
+            let mut removed = false;
             for id in victims.iter().filter_map(|id| BlockId::from_slice(id)) {
                 if freed >= free {
                     break;
                 }
                 let before = self.meta.bytes;
-                self.remove(&id)?;
+                removed |= self.remove(&id)?;
                 freed += before - self.meta.bytes;
+            }
+            if !removed {
+                break;
             }
         }
         Ok(())
@@ -241,12 +260,16 @@ impl Change<'_> {
 
     fn find(&self, id: &BlockId) -> rusqlite::Result<Option<Known>> {
         self.conn
-            .prepare_cached("SELECT place, len, dirty FROM block WHERE id = ?1")?
+            .prepare_cached(
+                "SELECT place, len, dirty, EXISTS (SELECT 1 FROM lease WHERE lease.block = ?1)
+                 OR EXISTS (SELECT 1 FROM idle WHERE idle.block = ?1) FROM block WHERE id = ?1",
+            )?
             .query_row([&id.as_bytes()[..]], |row| {
                 Ok(Known {
                     place: Place::from_column(row.get(0)?),
                     len: row.get::<_, i64>(1)? as u64,
                     dirty: row.get(2)?,
+                    held: row.get(3)?,
                 })
             })
             .optional()

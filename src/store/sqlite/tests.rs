@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::store::PutKind;
 use crate::store::conformance::{self, block, put};
+use crate::store::replica_conformance;
 
 pub(super) fn open(path: &Path, cache_size: u64) -> SqliteStore {
     SqliteStore::open(path, StoreOptions { cache_size }).unwrap()
@@ -71,6 +72,16 @@ fn conforms() {
     let (dir, _) = dir_and_path();
     let mut stores = 0;
     conformance::all(|| {
+        stores += 1;
+        Arc::new(open(&dir.path().join(format!("{stores}.sqlite")), 0))
+    });
+}
+
+#[test]
+fn conforms_as_memory_of_replication() {
+    let (dir, _) = dir_and_path();
+    let mut stores = 0;
+    replica_conformance::all(|| {
         stores += 1;
         Arc::new(open(&dir.path().join(format!("{stores}.sqlite")), 0))
     });
@@ -328,7 +339,9 @@ fn a_store_of_schema_version_1_is_read_and_grows_on() {
     // As version 1 would have it: the bytes in the database.
     let conn = Connection::open(&path).unwrap();
     conn.execute_batch(
-        "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;",
+        "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;
+         DROP TABLE lease; DROP TABLE idle; DROP TABLE held; DROP TABLE kept; DROP TABLE replica; DROP TABLE owed;
+         DROP TABLE to_free; DROP TABLE member; DROP TABLE number;",
     )
     .unwrap();
     conn.execute("INSERT INTO data VALUES (7, ?1)", [&old[..]])

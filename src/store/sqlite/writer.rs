@@ -15,6 +15,7 @@ use super::failure::{self, Failure};
 use super::housekeeping::Freed;
 use super::log::Log;
 use super::meta::{JUMP, Meta};
+use super::replica::Batch;
 use super::segments::{Appender, Segments};
 use super::tables::{self, Change};
 use crate::base::{BlockId, work};
@@ -35,6 +36,8 @@ pub(super) enum Task {
     Put(Vec<Put>),
     Remove(Vec<BlockId>),
     SetDirty(Vec<BlockId>, bool),
+    /// Changes what is remembered of replication.
+    Replica(Batch),
     /// Makes durable what was committed before.
     Sync,
     /// Writes down which blocks were read.
@@ -130,7 +133,7 @@ impl Writer {
         }
         let lost = std::mem::take(&mut self.lost);
         let begun = self.commit(next, true, |change| {
-            lost.iter().try_for_each(|id| change.remove(id).map(|_| ()))
+            lost.iter().try_for_each(|id| change.forget_lost(id))
         });
         self.lost = lost;
         begun?;
@@ -188,7 +191,7 @@ impl Writer {
         }
         self.begin()?;
         let tidy = group.iter().any(|job| matches!(job.task, Task::Tidy));
-        let sync = group.iter().any(|job| matches!(job.task, Task::Sync))
+        let sync = group.iter().any(|job| matches!(&job.task, Task::Sync | Task::Replica(Batch { durable: true, .. })))
             // The jump after an unclean stop must be longer than what a power cut can take.
             || self.meta.seq - self.synced > JUMP / 2;
         let touched = if tidy || group.iter().any(|job| matches!(job.task, Task::Touch)) {
@@ -222,6 +225,7 @@ impl Writer {
                             changed |= change.set_dirty(id, *dirty)?;
                         }
                     }
+                    Task::Replica(batch) => changed |= change.replica(batch)?,
                     Task::Sync | Task::Touch | Task::Tidy => {}
                 }
             }

@@ -1,0 +1,84 @@
+//! What is retained, and giving up what is not: mark and sweep.
+//!
+//! Invariant: a sweep takes only what no [`Event::Retain`](super::message::Event::Retain) has named since its marking began, and only after
+//! that marking came to its end in this very process. It resumes after a crash.
+
+use crate::store::{Kept, Number, ReplicaChange, StoreError};
+
+use super::machine::{Machine, STEP};
+use super::message::Retained;
+
+impl Machine {
+    pub(super) fn retain(&mut self, blocks: &[Retained]) -> Result<(), StoreError> {
+        let mut changes = Vec::new();
+        let mut judge = Vec::new();
+        for retained in blocks {
+            let old = self.store.kept(&retained.block)?;
+            let kept = Kept {
+                block: retained.block,
+                len: retained.len,
+                wanted: retained.wanted,
+                pinned: retained.pinned,
+                mark: self.mark,
+                copies: old.map_or(0, |old| old.copies),
+                todo: old.map_or(Some(0), |old| old.todo),
+            };
+            if old != Some(kept) {
+                changes.push(ReplicaChange::Keep(kept));
+                if old.is_none_or(|old| old.wanted != kept.wanted) {
+                    judge.push(kept);
+                }
+            }
+        }
+        self.store.apply(&changes, false)?;
+        let mut changes = Vec::new();
+        for kept in judge {
+            let replicas = self.store.replicas(&kept.block)?;
+            self.settle_todo(&kept, &replicas, &mut changes);
+            // New ones are not to wait until a long pass over others has ended.
+            self.pass = None;
+            self.hurry();
+        }
+        self.store.apply(&changes, false)?;
+        Ok(())
+    }
+
+    pub(super) fn begin_mark(&mut self) -> Result<(), StoreError> {
+        self.mark += 1;
+        self.marking = true;
+        self.store
+            .apply(&[ReplicaChange::Number(Number::Mark, self.mark)], true)?;
+        Ok(())
+    }
+
+    pub(super) fn end_mark(&mut self) -> Result<(), StoreError> {
+        if !std::mem::take(&mut self.marking) {
+            return Ok(());
+        }
+        // What was marked must be as durable as the order to sweep the rest.
+        self.store
+            .apply(&[ReplicaChange::Number(Number::Sweep, self.mark)], true)?;
+        self.sweep = Some((self.mark, None));
+        Ok(())
+    }
+
+    pub(super) fn sweep_step(&mut self) -> Result<(), StoreError> {
+        let Some((mark, after)) = self.sweep else {
+            return Ok(());
+        };
+        let page = self.store.kept_after(after, STEP)?;
+        let mut changes = Vec::new();
+        for kept in page.iter().filter(|kept| kept.mark < mark) {
+            self.abandon(&kept.block);
+            changes.push(ReplicaChange::Unkeep { block: kept.block });
+        }
+        if page.len() < STEP {
+            changes.push(ReplicaChange::Number(Number::Sweep, 0));
+            self.sweep = None;
+        } else {
+            self.sweep = Some((mark, page.last().map(|kept| kept.block)));
+        }
+        self.store.apply(&changes, true)?;
+        Ok(())
+    }
+}

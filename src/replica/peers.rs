@@ -1,0 +1,152 @@
+//! What the machine knows of each member: whether it is here, how far it is trusted, what it was asked, and its clock.
+//!
+//! Invariant: the clock that a lease runs by never goes faster than this process was seen running, at full speed only while its owner
+//! is connected (or is no member any more), and never backwards but for what a crash loses. No wall clock has a part in it.
+
+use crate::base::BlockId;
+
+use super::judge::Standing;
+use super::placement::Zone;
+
+/// A member, or a former one that still has leases here.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) member: bool,
+    pub(super) zone: Zone,
+    pub(super) quota: u64,
+    pub(super) connected: bool,
+    /// Since when it is connected, or is not.
+    pub(super) since_ms: u64,
+    pub(super) lost: bool,
+    pub(super) full_until_ms: u64,
+    pub(super) full_wait_ms: u64,
+    pub(super) busy_until_ms: u64,
+    /// Requests in a row that it did not answer.
+    pub(super) silent: u8,
+    /// Audits in a row that it did not answer.
+    pub(super) withheld: u8,
+    pub(super) strikes: u8,
+    pub(super) condemned: u64,
+    /// It was condemned and has not been acquitted.
+    pub(super) is_condemned: bool,
+    /// The clock of its leases at `clock_at_ms`.
+    clock_ms: u64,
+    clock_at_ms: u64,
+    pub(super) next_audit_ms: u64,
+    pub(super) next_renewal_ms: u64,
+    /// How far the check of all its blocks has come that follows a failure.
+    pub(super) walk: Option<BlockId>,
+    /// The audit that waits for its answer is the last of that check.
+    pub(super) walk_ends: bool,
+    pub(super) open: Open,
+}
+
+/// Requests that it has not answered.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Open {
+    pub(super) puts: usize,
+    pub(super) claims: usize,
+    pub(super) renewals: usize,
+    pub(super) confirmations: usize,
+    pub(super) releases: usize,
+    pub(super) audits: usize,
+}
+
+impl Peer {
+    /// One that is not connected and not yet known to be a member.
+    pub(super) fn new(now_ms: u64, clock_secs: u64, condemned: u64) -> Self {
+        Self {
+            member: false,
+            zone: "".into(),
+            quota: 0,
+            connected: false,
+            since_ms: now_ms,
+            lost: false,
+            full_until_ms: 0,
+            full_wait_ms: 0,
+            busy_until_ms: 0,
+            silent: 0,
+            withheld: 0,
+            strikes: 0,
+            condemned,
+            is_condemned: condemned > 0,
+            clock_ms: clock_secs * 1000,
+            clock_at_ms: now_ms,
+            next_audit_ms: 0,
+            next_renewal_ms: 0,
+            walk: None,
+            walk_ends: false,
+            open: Open::default(),
+        }
+    }
+
+    /// The clock of its leases, in seconds.
+    pub(super) fn clock_secs(&self, now_ms: u64, absent_share: u64) -> u64 {
+        let passed = now_ms.saturating_sub(self.clock_at_ms);
+        let counted = if self.connected || !self.member {
+            passed
+        } else {
+            passed / absent_share.max(1)
+        };
+        (self.clock_ms + counted) / 1000
+    }
+
+    /// To be called before what the clock's speed depends on changes.
+    fn settle_clock(&mut self, now_ms: u64, absent_share: u64) {
+        let passed = now_ms.saturating_sub(self.clock_at_ms);
+        let slow = !self.connected && self.member;
+        self.clock_ms += if slow { passed / absent_share.max(1) } else { passed };
+        self.clock_at_ms = now_ms;
+    }
+
+    /// It is a member or not.
+    pub(super) fn set_member(&mut self, member: bool, now_ms: u64, absent_share: u64) {
+        self.settle_clock(now_ms, absent_share);
+        self.member = member;
+    }
+
+    /// It comes or goes.
+    pub(super) fn set_connected(&mut self, connected: bool, now_ms: u64, absent_share: u64) {
+        self.settle_clock(now_ms, absent_share);
+        if self.connected != connected {
+            self.since_ms = now_ms;
+        }
+        self.connected = connected;
+        self.silent = 0;
+        self.busy_until_ms = 0;
+    }
+
+    pub(super) fn standing(&self, now_ms: u64) -> Standing {
+        Standing {
+            member: self.member,
+            connected: self.connected,
+            lost: self.lost,
+            condemned: self.condemned,
+            full: now_ms < self.full_until_ms,
+            busy: now_ms < self.busy_until_ms,
+        }
+    }
+
+    /// Whether it can be asked something now.
+    pub(super) fn is_open(&self, now_ms: u64) -> bool {
+        self.member && self.connected && now_ms >= self.busy_until_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_an_owner_that_is_away_is_slow() {
+        const DAY_MS: u64 = 86_400_000;
+        let mut peer = Peer::new(0, 100, 0);
+        peer.set_member(true, 0, 16);
+        assert_eq!(peer.clock_secs(16 * DAY_MS, 16), 100 + 86_400);
+        peer.set_connected(true, 16 * DAY_MS, 16);
+        assert_eq!(peer.clock_secs(17 * DAY_MS, 16), 100 + 2 * 86_400);
+        peer.set_connected(false, 17 * DAY_MS, 16);
+        peer.set_member(false, 33 * DAY_MS, 16);
+        assert_eq!(peer.clock_secs(34 * DAY_MS, 16), 100 + 4 * 86_400, "who was removed runs at full speed");
+    }
+}

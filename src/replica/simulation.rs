@@ -1,0 +1,741 @@
+//! A seeded world of devices that run the machine, with a network, disks and hosts that fail in every way, and a look at the truth that no
+//! device has. The same seed gives the same run.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::machine::{Machine, Setup};
+use super::message::{Action, Answer, Event, Member, Outcome, Report, Request, Retained, Slice, Unfreed, Verdict};
+use super::rules::Rules;
+use super::slice;
+use crate::base::{BlockId, DeviceId, StoreId};
+use crate::store::{
+    BlockStore, Health, Kept, Lease, MemberState, MemoryStore, Number, Put, PutKind, Replica, ReplicaChange,
+    ReplicaStore, StoreError,
+};
+
+pub(super) const SECOND: u64 = 1000;
+pub(super) const MINUTE: u64 = 60 * SECOND;
+pub(super) const HOUR: u64 = 60 * MINUTE;
+pub(super) const DAY: u64 = 24 * HOUR;
+
+/// Throws that follow from the seed.
+pub(super) struct Dice(u64);
+
+impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound.max(1)
+    }
+
+    /// True in `share` of a thousand cases.
+    pub(super) fn hits(&mut self, share: u64) -> bool {
+        self.below(1000) < share
+    }
+}
+
+/// How a host lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lie {
+    /// Grants everything and stores nothing.
+    Drops,
+    /// Stores something else.
+    Corrupts,
+    /// Stores, and never shows it again.
+    Withholds,
+}
+
+/// The store of a device: dies at a chosen commit, before or after its effect, and remembers what was removed.
+pub(super) struct Disk {
+    inner: MemoryStore,
+    /// Commits until it dies; the lowest bit says whether after the effect.
+    fuse: AtomicU64,
+    removed: Mutex<Vec<BlockId>>,
+}
+
+impl Disk {
+    fn burn(&self) -> u64 {
+        let fuse = self.fuse.load(Ordering::Relaxed);
+        if fuse > 1 {
+            self.fuse.store(fuse - 2, Ordering::Relaxed);
+        }
+        fuse
+    }
+}
+
+macro_rules! forward {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        $(fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> { self.inner.$name($($arg),*) })*
+    };
+}
+
+impl ReplicaStore for Disk {
+    fn apply(&self, changes: &[ReplicaChange], durable: bool) -> Result<Vec<bool>, StoreError> {
+        let fuse = if changes.is_empty() { u64::MAX } else { self.burn() };
+        if fuse == 2 {
+            return Err(StoreError::Closed);
+        }
+        let effects = self.inner.apply(changes, durable)?;
+        for (change, took_effect) in changes.iter().zip(&effects) {
+            if let (ReplicaChange::Remove { block }, true) = (change, took_effect) {
+                self.removed.lock().push(*block);
+            }
+        }
+        if fuse == 3 { Err(StoreError::Closed) } else { Ok(effects) }
+    }
+
+    forward! {
+        length(block: &BlockId) -> Option<u32>;
+        held_bytes() -> u64;
+        leases(block: &BlockId) -> Vec<Lease>;
+        leases_ending(owner: &DeviceId, until: u64, limit: usize) -> Vec<Lease>;
+        idle(until: u64, limit: usize) -> Vec<BlockId>;
+        strays(after: Option<BlockId>, limit: usize) -> Vec<BlockId>;
+        kept(block: &BlockId) -> Option<Kept>;
+        kept_after(after: Option<BlockId>, limit: usize) -> Vec<Kept>;
+        kept_todo(after: Option<(u8, BlockId)>, limit: usize) -> Vec<Kept>;
+        health() -> Vec<Health>;
+        replicas(block: &BlockId) -> Vec<Replica>;
+        replicas_due(holder: &DeviceId, renew: u64, limit: usize) -> Vec<Replica>;
+        replicas_at(holder: &DeviceId, after: Option<BlockId>, limit: usize) -> Vec<Replica>;
+        owed(holder: &DeviceId, limit: usize) -> Vec<BlockId>;
+        owed_to() -> Vec<DeviceId>;
+        to_free(after: Option<BlockId>, limit: usize) -> Vec<BlockId>;
+        members() -> Vec<MemberState>;
+        number(number: Number) -> u64;
+    }
+}
+
+/// A device, as the world knows it.
+pub(super) struct Device {
+    pub(super) setup: Setup,
+    pub(super) disk: Arc<Disk>,
+    pub(super) machine: Option<Machine>,
+    booted_ms: u64,
+    wake: u64,
+    /// How wrong its wall clock is, in seconds.
+    pub(super) wall_error: u64,
+    pub(super) lie: Option<Lie>,
+    /// It will never come back.
+    pub(super) gone: bool,
+    removed: bool,
+    island: u8,
+    /// What its files need.
+    pub(super) retained: BTreeMap<BlockId, u8>,
+    pub(super) freed: u64,
+    pub(super) unfreed: BTreeMap<Unfreed, u64>,
+    pub(super) condemned: BTreeSet<DeviceId>,
+}
+
+impl Device {
+    pub(super) fn is_up(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// Whether it has the block, rightly, and would give it.
+    pub(super) fn has(&self, block: &BlockId) -> bool {
+        !self.gone && self.lie.is_none() && matches!(self.disk.inner.get(block), Ok(Some(_)))
+    }
+
+    /// It does not die at a commit any more.
+    pub(super) fn disk_heals(&self) {
+        self.disk.fuse.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn store(&self) -> &MemoryStore {
+        &self.disk.inner
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Payload {
+    Ask(Request, Vec<Bytes>),
+    Answer(Answer),
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Deliver { from: usize, to: usize, payload: Payload },
+    Tick { at: usize, wake: u64 },
+    Boot(usize),
+    /// A device is told that another came or went.
+    Link { at: usize, other: usize, booted_ms: u64 },
+}
+
+struct Entry(u64, u64, Happening);
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+/// How bad the network is, in parts of a thousand, and how slow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weather {
+    pub(super) loss: u64,
+    pub(super) twice: u64,
+    pub(super) delay_ms: u64,
+    /// Commits at which a device dies.
+    pub(super) crashes: u64,
+}
+
+pub(super) const FAIR: Weather = Weather {
+    loss: 0,
+    twice: 0,
+    delay_ms: 50,
+    crashes: 0,
+};
+
+/// What was sent since it was last counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) puts: u64,
+    pub(super) leases: u64,
+    pub(super) confirmations: u64,
+    pub(super) releases: u64,
+    pub(super) audits: u64,
+    pub(super) moves: u64,
+}
+
+pub(super) struct World {
+    pub(super) dice: Dice,
+    pub(super) now: u64,
+    serial: u64,
+    queue: BinaryHeap<Reverse<Entry>>,
+    pub(super) devices: Vec<Device>,
+    index: BTreeMap<DeviceId, usize>,
+    pub(super) weather: Weather,
+    contents: BTreeMap<BlockId, Bytes>,
+    /// Blocks whose last honest copy went with a device that never comes back: no software could have helped.
+    pub(super) excused: BTreeSet<BlockId>,
+    pub(super) sent: Sent,
+    pub(super) crashes: u64,
+    pub(super) removals: u64,
+    next_content: u64,
+}
+
+impl World {
+    /// A world without devices.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            dice: Dice::new(seed),
+            now: DAY,
+            serial: 0,
+            queue: BinaryHeap::new(),
+            devices: Vec::new(),
+            index: BTreeMap::new(),
+            weather: FAIR,
+            contents: BTreeMap::new(),
+            excused: BTreeSet::new(),
+            sent: Sent::default(),
+            crashes: 0,
+            removals: 0,
+            next_content: seed << 20,
+        }
+    }
+
+    /// Adds a device; it is down until it boots.
+    pub(super) fn add(&mut self, zone: &str, quota: u64, has_volume: bool, rules: Rules) -> usize {
+        let n = self.devices.len();
+        let device = DeviceId(*blake3::hash(&(n as u64 + (self.next_content << 8)).to_le_bytes()).as_bytes());
+        self.devices.push(Device {
+            setup: Setup {
+                device,
+                zone: zone.into(),
+                quota,
+                reserve: 0,
+                has_volume,
+                wanted: 2,
+                rules,
+            },
+            disk: Arc::new(Disk {
+                inner: MemoryStore::with_power_cuts(StoreId([n as u8; 16])),
+                fuse: AtomicU64::new(0),
+                removed: Mutex::default(),
+            }),
+            machine: None,
+            booted_ms: 0,
+            wake: 0,
+            wall_error: 0,
+            lie: None,
+            gone: false,
+            removed: false,
+            island: 0,
+            retained: BTreeMap::new(),
+            freed: 0,
+            unfreed: BTreeMap::new(),
+            condemned: BTreeSet::new(),
+        });
+        self.index.insert(device, n);
+        n
+    }
+
+    fn at(&mut self, time: u64, happening: Happening) {
+        self.serial += 1;
+        self.queue.push(Reverse(Entry(time, self.serial, happening)));
+    }
+
+    fn linked(&self, a: usize, b: usize) -> bool {
+        let (x, y) = (&self.devices[a], &self.devices[b]);
+        x.is_up() && y.is_up() && x.island == y.island && !x.removed && !y.removed
+    }
+
+    pub(super) fn boot(&mut self, at: usize) {
+        let device = &mut self.devices[at];
+        if device.gone || device.machine.is_some() {
+            return;
+        }
+        let wall = 1_800_000_000 + self.now / 1000 + device.wall_error;
+        let store: Arc<dyn ReplicaStore> = device.disk.clone();
+        let seed = self.dice.below(u64::MAX);
+        match Machine::start(store, device.setup.clone(), wall, 0, seed) {
+            Ok(machine) => device.machine = Some(machine),
+            Err(_) => return self.crash(at),
+        }
+        device.booted_ms = self.now;
+        self.light_fuse(at);
+        let members = self.roster();
+        self.tell(at, Event::Roster(members));
+        let retained = self.devices[at].retained.clone();
+        let all: Vec<Retained> = retained.iter().map(|(block, wanted)| self.as_retained(block, *wanted)).collect();
+        self.tell(at, Event::Retain(all));
+        self.links_of(at);
+    }
+
+    fn links_of(&mut self, at: usize) {
+        for other in 0..self.devices.len() {
+            if other != at {
+                let delay = 1 + self.dice.below(self.weather.delay_ms);
+                for (a, b) in [(at, other), (other, at)] {
+                    let booted_ms = self.devices[a].booted_ms;
+                    self.at(self.now + delay, Happening::Link { at: a, other: b, booted_ms });
+                }
+            }
+        }
+    }
+
+    fn light_fuse(&mut self, at: usize) {
+        let fuse = if self.dice.hits(self.weather.crashes) {
+            4 + self.dice.below(400)
+        } else {
+            0
+        };
+        self.devices[at].disk.fuse.store(fuse, Ordering::Relaxed);
+    }
+
+    /// The process dies, or the power fails; it starts again after a while.
+    pub(super) fn crash(&mut self, at: usize) {
+        self.crashes += 1;
+        self.stop(at);
+        if self.dice.hits(500) {
+            self.devices[at].disk.inner.cut_power();
+        }
+        let delay = SECOND + self.dice.below(5 * MINUTE);
+        self.at(self.now + delay, Happening::Boot(at));
+    }
+
+    pub(super) fn stop(&mut self, at: usize) {
+        let device = &mut self.devices[at];
+        device.machine = None;
+        device.wake = 0;
+        device.disk.fuse.store(0, Ordering::Relaxed);
+        device.disk.removed.lock().clear();
+        self.links_of(at);
+    }
+
+    /// A device is lost with all it has.
+    pub(super) fn destroy(&mut self, at: usize) {
+        self.devices[at].gone = true;
+        self.stop(at);
+        self.excuse();
+    }
+
+    /// Blocks that just lost their last honest copy to fate.
+    pub(super) fn excuse(&mut self) {
+        let lost: Vec<BlockId> = self.lost();
+        self.excused.extend(lost);
+    }
+
+    /// Retained blocks without any honest copy.
+    pub(super) fn lost(&self) -> Vec<BlockId> {
+        let living = self.devices.iter().filter(|d| !d.gone && d.lie.is_none());
+        let retained: BTreeSet<BlockId> = living.flat_map(|d| d.retained.keys().copied()).collect();
+        let is_lost = |block: &BlockId| !self.devices.iter().any(|d| d.has(block));
+        retained.into_iter().filter(is_lost).collect()
+    }
+
+    pub(super) fn split(&mut self, at: usize, island: u8) {
+        self.devices[at].island = island;
+        self.links_of(at);
+    }
+
+    pub(super) fn dismiss(&mut self, at: usize) {
+        self.devices[at].removed = true;
+        self.links_of(at);
+        self.tell_roster();
+    }
+
+    pub(super) fn tell_roster(&mut self) {
+        let members = self.roster();
+        for at in 0..self.devices.len() {
+            self.tell(at, Event::Roster(members.clone()));
+        }
+    }
+
+    fn roster(&self) -> Vec<Member> {
+        let member = |d: &Device| Member {
+            device: d.setup.device,
+            zone: d.setup.zone.clone(),
+            quota: d.setup.quota,
+        };
+        self.devices.iter().filter(|d| !d.removed).map(member).collect()
+    }
+
+    fn as_retained(&self, block: &BlockId, wanted: u8) -> Retained {
+        Retained {
+            block: *block,
+            len: self.contents[block].len() as u32,
+            wanted,
+            pinned: false,
+        }
+    }
+
+    /// A device writes a new block and syncs it.
+    pub(super) fn write(&mut self, at: usize) -> BlockId {
+        self.next_content += 1;
+        let bytes: Bytes = [self.next_content.to_le_bytes(); 12].concat().into();
+        let id = BlockId::of(&bytes);
+        self.contents.insert(id, bytes.clone());
+        let put = Put {
+            id,
+            bytes,
+            kind: PutKind::Dirty,
+            plain: None,
+        };
+        let _ = self.devices[at].disk.inner.put(vec![put]);
+        let _ = self.devices[at].disk.inner.sync();
+        self.retain(at, &[id], 2);
+        id
+    }
+
+    /// The files of a device need these blocks from now on.
+    pub(super) fn retain(&mut self, at: usize, blocks: &[BlockId], wanted: u8) {
+        let retained = blocks.iter().map(|block| self.as_retained(block, wanted)).collect();
+        self.devices[at].retained.extend(blocks.iter().map(|block| (*block, wanted)));
+        self.tell(at, Event::Retain(retained));
+    }
+
+    /// They do not need these any more: a marking of what is left.
+    pub(super) fn give_up(&mut self, at: usize, blocks: &[BlockId]) {
+        self.devices[at].retained.retain(|block, _| !blocks.contains(block));
+        self.tell(at, Event::BeginMark);
+        let left = self.devices[at].retained.clone();
+        let left = left.iter().map(|(block, wanted)| self.as_retained(block, *wanted)).collect();
+        self.tell(at, Event::Retain(left));
+        self.tell(at, Event::EndMark);
+        self.collect(at);
+    }
+
+    /// The volume's own collection: what neither its files nor others need goes.
+    pub(super) fn collect(&mut self, at: usize) {
+        let device = &self.devices[at];
+        if !device.setup.has_volume || device.gone {
+            return;
+        }
+        let all = device.disk.inner.list(None, usize::MAX).unwrap();
+        let useless: Vec<BlockId> = all
+            .into_iter()
+            .map(|(block, _)| block)
+            .filter(|block| !device.retained.contains_key(block))
+            .collect();
+        device.disk.inner.remove(&useless).unwrap();
+    }
+
+    pub(super) fn free(&mut self, at: usize, blocks: &[BlockId]) {
+        self.tell(at, Event::Free(blocks.to_vec()));
+    }
+
+    /// A reader fetches a block into its cache.
+    pub(super) fn read(&mut self, at: usize, block: &BlockId) {
+        if self.devices[at].is_up()
+            && let Some(bytes) = self.fetch(at, block)
+        {
+            let put = Put {
+                id: *block,
+                bytes,
+                kind: PutKind::Cached,
+                plain: None,
+            };
+            self.devices[at].disk.inner.put(vec![put]).unwrap();
+        }
+    }
+
+    fn fetch(&self, at: usize, block: &BlockId) -> Option<Bytes> {
+        let near = std::iter::once(at).chain((0..self.devices.len()).filter(|other| self.linked(at, *other)));
+        let mut holders = near.map(|n| &self.devices[n]).filter(|d| d.has(block));
+        holders.next().and_then(|d| d.disk.inner.get(block).ok().flatten())
+    }
+
+    fn tell(&mut self, at: usize, event: Event) {
+        let time = self.now - self.devices[at].booted_ms;
+        let Some(machine) = self.devices[at].machine.as_mut() else {
+            return;
+        };
+        match machine.handle(event, time) {
+            Ok(actions) => self.carry_out(at, actions),
+            Err(_) => {
+                self.check_removed(at, false);
+                self.crash(at);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Ask(to, request) => self.send_request(at, self.index[&to], request),
+                Action::Answer(to, answer, challenge) => {
+                    let answer = self.prove(at, answer, challenge.is_some());
+                    self.send(at, self.index[&to], Payload::Answer(answer));
+                }
+                Action::Wake(wake) => {
+                    let device = &mut self.devices[at];
+                    if device.wake != wake {
+                        device.wake = wake;
+                        let time = device.booted_ms + wake;
+                        self.at(time, Happening::Tick { at, wake });
+                    }
+                }
+                Action::Freed(block) => {
+                    self.devices[at].freed += 1;
+                    self.check_freed(at, &block);
+                }
+                Action::Unfreed(_, why) => *self.devices[at].unfreed.entry(why).or_default() += 1,
+                Action::Report(Report::Condemned(holder)) => {
+                    self.devices[at].condemned.insert(holder);
+                }
+                Action::Report(_) => {}
+            }
+        }
+        self.check_removed(at, true);
+    }
+
+    fn send_request(&mut self, from: usize, to: usize, request: Request) {
+        let sent = &mut self.sent;
+        *match &request {
+            Request::Put { .. } => &mut sent.puts,
+            Request::Lease { challenge: None, .. } => &mut sent.leases,
+            Request::Lease { .. } => &mut sent.confirmations,
+            Request::Release { .. } => &mut sent.releases,
+            Request::Audit { .. } => &mut sent.audits,
+            Request::Move { .. } => &mut sent.moves,
+        } += 1;
+        let Request::Put { seq, blocks } = request else {
+            return self.send(from, to, Payload::Ask(request, Vec::new()));
+        };
+        let found: Vec<(BlockId, Bytes)> = blocks
+            .iter()
+            .filter_map(|block| Some((*block, self.fetch(from, block)?)))
+            .collect();
+        if found.is_empty() {
+            return self.tell(from, Event::Unsent(self.devices[to].setup.device, seq));
+        }
+        let (blocks, bytes) = found.into_iter().unzip();
+        self.send(from, to, Payload::Ask(Request::Put { seq, blocks }, bytes));
+    }
+
+    fn send(&mut self, from: usize, to: usize, payload: Payload) {
+        let copies = 1 + u64::from(self.dice.hits(self.weather.twice));
+        for _ in 0..copies {
+            if self.dice.hits(self.weather.loss) || !self.linked(from, to) {
+                continue;
+            }
+            // Now and then one is very late, and overtaken by others.
+            let slow = if self.dice.hits(self.weather.twice) { 100 } else { 1 };
+            let delay = 1 + self.dice.below(self.weather.delay_ms * slow);
+            let payload = payload.clone();
+            self.at(self.now + delay, Happening::Deliver { from, to, payload });
+        }
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, payload: Payload) {
+        let sender = self.devices[from].setup.device;
+        if !self.devices[to].is_up() || self.devices[from].removed || self.devices[to].removed {
+            return;
+        }
+        let (request, bytes) = match payload {
+            Payload::Answer(answer) => return self.tell(to, Event::Answer(sender, answer)),
+            Payload::Ask(request, bytes) => (request, bytes),
+        };
+        let lie = self.devices[to].lie;
+        match request {
+            Request::Audit { seq, slices } => {
+                if lie != Some(Lie::Withholds) {
+                    let verdicts = slices.iter().map(|s| (s.block, self.show(to, s))).collect();
+                    self.send(to, from, Payload::Answer(Answer::Audited { seq, verdicts }));
+                }
+            }
+            Request::Lease { challenge: Some(_), .. } if lie == Some(Lie::Withholds) => {}
+            Request::Put { seq, ref blocks } | Request::Lease { seq, ref blocks, .. } if lie == Some(Lie::Drops) => {
+                let challenged = matches!(request, Request::Lease { challenge: Some(_), .. });
+                let outcomes = blocks.iter().map(|block| (*block, Outcome::Granted)).collect();
+                let answer = Answer::Leased {
+                    seq,
+                    term_secs: u64::MAX,
+                    outcomes,
+                };
+                let answer = self.prove(to, answer, challenged);
+                self.send(to, from, Payload::Answer(answer));
+            }
+            Request::Put { seq, blocks } => {
+                for (block, bytes) in blocks.iter().zip(bytes) {
+                    let room = self.devices[to].machine.as_ref().is_some_and(|m| m.has_room(bytes.len() as u32).unwrap());
+                    if room {
+                        let put = Put {
+                            id: *block,
+                            bytes,
+                            kind: PutKind::Cached,
+                            plain: None,
+                        };
+                        self.devices[to].disk.inner.put(vec![put]).unwrap();
+                    }
+                }
+                self.tell(to, Event::Request(sender, Request::Put { seq, blocks: blocks.clone() }));
+                if lie == Some(Lie::Corrupts) {
+                    for block in blocks {
+                        self.devices[to].disk.inner.damage(&block, Bytes::from_static(b"rot"));
+                    }
+                }
+            }
+            request => self.tell(to, Event::Request(sender, request)),
+        }
+    }
+
+    fn show(&self, at: usize, asked: &Slice) -> Verdict {
+        match self.devices[at].disk.inner.get(&asked.block) {
+            Ok(Some(bytes)) => match slice::check(&asked.block, asked.offset, &slice::prove(&bytes, asked.offset)) {
+                Ok(()) => Verdict::Right,
+                Err(_) => Verdict::Wrong,
+            },
+            Ok(None) => Verdict::Absent,
+            Err(_) => Verdict::Wrong,
+        }
+    }
+
+    /// What the asker's carrier makes of an answer: a proof that is wrong is no grant.
+    fn prove(&self, at: usize, answer: Answer, challenged: bool) -> Answer {
+        let Answer::Leased { seq, term_secs, mut outcomes } = answer else {
+            return answer;
+        };
+        for (block, outcome) in &mut outcomes {
+            let right = matches!(self.devices[at].disk.inner.get(block), Ok(Some(_)));
+            if challenged && *outcome == Outcome::Granted && !right {
+                *outcome = Outcome::Unproven;
+            }
+        }
+        Answer::Leased { seq, term_secs, outcomes }
+    }
+
+    /// Nothing that is removed may be the last honest copy of what a living device retains.
+    fn check_removed(&mut self, at: usize, happened: bool) {
+        let removed = std::mem::take(&mut *self.devices[at].disk.removed.lock());
+        for block in removed {
+            self.removals += 1;
+            let wanted = self.devices.iter().any(|d| !d.gone && d.lie.is_none() && d.retained.contains_key(&block));
+            let is_there = self.devices.iter().any(|d| d.has(&block));
+            assert!(
+                !wanted || is_there || self.excused.contains(&block) || self.devices[at].lie.is_some(),
+                "{} removed the last honest copy of {block} (told: {happened})",
+                self.devices[at].setup.device
+            );
+        }
+    }
+
+    /// Holders that are honest, have the block and a lease for this owner, by zone.
+    pub(super) fn honest_replicas(&self, owner: usize, block: &BlockId) -> usize {
+        let me = &self.devices[owner].setup;
+        let holds = |d: &&Device| {
+            let leases = d.disk.inner.leases(block).unwrap();
+            d.has(block) && leases.iter().any(|lease| lease.owner == me.device) && d.setup.zone != me.zone
+        };
+        let zones: BTreeSet<_> = self.devices.iter().filter(holds).map(|d| d.setup.zone.clone()).collect();
+        zones.len()
+    }
+
+    /// Replicas that placement allows.
+    pub(super) fn allowed(&self, owner: usize, wanted: usize) -> usize {
+        let own = &self.devices[owner].setup.zone;
+        let hosts = self.devices.iter().filter(|d| !d.removed && d.setup.quota > 0 && d.setup.zone != *own);
+        let zones: BTreeSet<_> = hosts.map(|d| d.setup.zone.clone()).collect();
+        wanted.min(zones.len())
+    }
+
+    fn check_freed(&mut self, at: usize, block: &BlockId) {
+        let Some(wanted) = self.devices[at].retained.get(block) else {
+            return;
+        };
+        let (have, need) = (self.honest_replicas(at, block), self.allowed(at, usize::from(*wanted)));
+        assert!(
+            have >= need || self.excused.contains(block) || self.devices.iter().any(|d| d.gone),
+            "{block} was freed with {have} replicas instead of {need}"
+        );
+    }
+
+    /// Runs until `until`.
+    pub(super) fn run(&mut self, until: u64) {
+        while let Some(Reverse(Entry(time, _, _))) = self.queue.peek() {
+            if *time > until {
+                break;
+            }
+            let Some(Reverse(Entry(time, _, happening))) = self.queue.pop() else {
+                break;
+            };
+            self.now = time;
+            match happening {
+                Happening::Deliver { from, to, payload } => self.deliver(from, to, payload),
+                Happening::Tick { at, wake } => {
+                    if self.devices[at].wake == wake {
+                        self.devices[at].wake = 0;
+                        self.tell(at, Event::Tick);
+                    }
+                }
+                Happening::Boot(at) => self.boot(at),
+                Happening::Link { at, other, booted_ms } => {
+                    let device = self.devices[other].setup.device;
+                    if self.devices[at].booted_ms == booted_ms {
+                        let event = if self.linked(at, other) {
+                            Event::Connected(device)
+                        } else {
+                            Event::Disconnected(device)
+                        };
+                        self.tell(at, event);
+                    }
+                }
+            }
+        }
+        self.now = until;
+    }
+}
