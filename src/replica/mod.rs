@@ -24,5 +24,6 @@ mod simulation;
 #[cfg(test)]
 mod simulation_tests;
 pub mod slice;
+pub mod wire;
 
 pub use machine::{Machine, Setup};
