@@ -167,8 +167,8 @@ fn kademlia(local: &Arc<Local>, peer: libp2p::PeerId) -> kad::Behaviour<Records>
     let mut config = kad::Config::new(protocol);
     config
         .set_query_timeout(QUERY)
-        // Every record passes our own store's checks before it counts.
-        .set_record_filtering(StoreInserts::FilterBoth)
+        // Every record passes the checks of our own store.
+        .set_record_filtering(StoreInserts::Unfiltered)
         // Only members whose address is known to work come into the table: see the swarm actor.
         .set_kbucket_inserts(BucketInserts::Manual)
         // Renewal is scheduled here, under a budget.
