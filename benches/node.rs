@@ -44,6 +44,8 @@ fn node(group: &GroupKey, seed: u8, store: Arc<MemoryStore>, known: Vec<String>)
         state: Arc::new(MemoryState::default()),
         clock: Arc::new(SystemClock),
         admit: None,
+        keys: None,
+        name: String::new(),
     };
     let config = NodeConfig {
         known_peers: known,

@@ -11,12 +11,15 @@ mod init;
 mod invite;
 mod join;
 mod locate;
+mod members;
 pub mod mount_helper;
 mod mount_options;
 mod passphrase;
 mod peers;
 mod progress;
+mod remove;
 mod report;
+mod role;
 mod show;
 mod status;
 mod umount;
@@ -47,6 +50,9 @@ enum Verb {
     Invite(invite::Args),
     Join(join::Args),
     Peers(peers::Args),
+    Members(members::Args),
+    Remove(remove::Args),
+    Role(role::Args),
     Import(copy::ImportArgs),
     Export(copy::ExportArgs),
     Show(show::Args),
@@ -86,6 +92,9 @@ fn run(cli: Cli) -> Outcome {
         Verb::Invite(args) => invite::run(&env, args),
         Verb::Join(args) => join::run(&env, args),
         Verb::Peers(args) => peers::run(&env, args),
+        Verb::Members(args) => members::run(&env, args),
+        Verb::Remove(args) => remove::run(&env, args),
+        Verb::Role(args) => role::run(&env, args),
         Verb::Import(args) => copy::import(&env, args),
         Verb::Export(args) => copy::export(&env, args),
         Verb::Show(args) => show::run(&env, args),

@@ -61,7 +61,8 @@ fn line(peer: &Peer, now: u64) -> String {
     )
 }
 
-fn ago(secs: u64) -> String {
+/// A time span, roughly.
+pub fn ago(secs: u64) -> String {
     match secs {
         0..120 => format!("{secs} s"),
         120..7200 => format!("{} min", secs / 60),

@@ -119,6 +119,9 @@ fn show(status: &Status, json: bool) -> Outcome {
         )),
         None => print("network  off"),
     }
+    for warning in &status.warnings {
+        print(format_args!("warning  {warning}"));
+    }
     for stall in &status.stalls {
         let file = match (stall.path.as_str(), stall.inode) {
             ("", 0) => String::new(),

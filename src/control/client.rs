@@ -248,6 +248,7 @@ mod tests {
                     network: None,
                     work: Work::default(),
                     stalls: Vec::new(),
+                    warnings: Vec::new(),
                 }))),
                 Request::Peers => {
                     for done_bytes in 0..3 {

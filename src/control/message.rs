@@ -23,6 +23,20 @@ pub enum Request {
     Status,
     /// Which members it knows.
     Peers,
+    /// Who belongs to the group, and who was removed.
+    Members,
+    /// Remove a device from the group, for good.
+    Remove {
+        /// Its id, or the unambiguous beginning of it.
+        device: String,
+    },
+    /// Give a device another role.
+    Role {
+        /// Its id, or the unambiguous beginning of it.
+        device: String,
+        /// `host`, `reader`, `writer` or `admin`.
+        role: String,
+    },
     /// A ticket for a new member.
     Invite {
         /// `host`, `reader`, `writer` or `admin`.
@@ -94,6 +108,10 @@ pub enum Answer {
         /// Members known, this device not among them.
         peers: Vec<Peer>,
     },
+    /// To [`Request::Members`].
+    Members(Group),
+    /// To [`Request::Remove`] and [`Request::Role`].
+    Changed(Changed),
     /// To [`Request::Invite`].
     Ticket {
         /// The text for `dfs join`: whoever has it can join.
@@ -113,6 +131,8 @@ impl fmt::Debug for Answer {
         match self {
             Self::Status(status) => f.debug_tuple("Status").field(status).finish(),
             Self::Peers { peers } => f.debug_tuple("Peers").field(peers).finish(),
+            Self::Members(group) => f.debug_tuple("Members").field(group).finish(),
+            Self::Changed(changed) => f.debug_tuple("Changed").field(changed).finish(),
             Self::Ticket { .. } => f.write_str("Ticket(..)"),
             Self::Copied(copied) => f.debug_tuple("Copied").field(copied).finish(),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
@@ -158,6 +178,9 @@ pub struct Status {
     /// Operations that make no progress.
     #[serde(default)]
     pub stalls: Vec<Stall>,
+    /// What is wrong with the group or this device's part in it, a sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// An operation that makes no progress.
@@ -229,6 +252,49 @@ pub struct Peer {
     pub last_seen: Option<u64>,
     /// Round trip, in milliseconds.
     pub rtt_ms: Option<u64>,
+}
+
+/// The group as a device knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The key epoch under which new data is sealed.
+    pub epoch: u32,
+    /// Everybody who belongs or did, this device among them.
+    pub members: Vec<Member>,
+}
+
+/// A device of the group, or one that was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The device.
+    pub device: DeviceId,
+    /// What its computer is called, where that is known.
+    pub name: Option<String>,
+    /// Its role; none once it is removed.
+    pub role: Option<String>,
+    /// Its failure zone.
+    pub zone: Option<String>,
+    /// Seconds since the Unix epoch when it was admitted.
+    pub since: Option<u64>,
+    /// Seconds since the Unix epoch when it was last connected to this device.
+    pub last_seen: Option<u64>,
+    /// Whether there is a connection now.
+    pub connected: bool,
+    /// Seconds since the Unix epoch when it was removed.
+    pub removed: Option<u64>,
+    /// Whether it is this device.
+    pub own: bool,
+}
+
+/// A member whose place in the group was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The device as it was before.
+    pub member: Member,
+    /// Its new role; none: it was removed.
+    pub role: Option<String>,
+    /// The key epoch under which new data is sealed from now on.
+    pub epoch: u32,
 }
 
 /// What an import or export did.

@@ -9,7 +9,10 @@ pub mod message;
 mod path_text;
 mod server;
 
-pub use message::{Answer, Copied, Failure, Network, Peer, Progress, Reply, Request, Stall, Status, Totals};
+pub use message::{
+    Answer, Changed, Copied, Failure, Group, Member, Network, Peer, Progress, Reply, Request, Stall, Status,
+    Totals,
+};
 pub use server::{Handler, Server, ServerError};
 
 use std::path::{Path, PathBuf};

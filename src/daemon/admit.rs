@@ -3,6 +3,8 @@
 //! Byte layout of the gift: version (1), volume id (16), volume keys (u32 length, bytes), root secret (u32 length, bytes); a host gets
 //! both empty, a reader and a writer the first, an admin both.
 
+use std::sync::Arc;
+
 use zeroize::Zeroizing;
 
 use crate::base::VolumeId;
@@ -10,7 +12,7 @@ use crate::base::clock::UnixSecs;
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::folder::state::Keyring;
 use crate::keys::certificate::Membership;
-use crate::keys::{Certificate, GroupKey, Role, RootSecret, VolumeKeys};
+use crate::keys::{Certificate, DeviceKey, Draft, GroupKey, Role, RootSecret, Statement, VolumeKeys};
 use crate::node::Admit;
 
 /// How long the certificate of a new member is good, in seconds.
@@ -24,9 +26,8 @@ const VOLUME_KEYS_MAX: usize = 256 << 10;
 pub(super) struct Admission {
     group: GroupKey,
     root: RootSecret,
-    volume: VolumeId,
-    volume_keys: Zeroizing<Vec<u8>>,
-    epoch: u32,
+    /// Those in use, which learn new epochs.
+    volume: Arc<VolumeKeys>,
 }
 
 impl Admission {
@@ -36,39 +37,59 @@ impl Admission {
         Some(Self {
             group: GroupKey::from_root(root),
             root: root.clone(),
-            volume: volume.volume(),
-            volume_keys: volume.encode(),
-            epoch: volume.newest_epoch(),
+            volume: Arc::clone(volume),
         })
     }
 }
 
 impl Admit for Admission {
-    fn certificate(&self, device: &[u8; 32], role: Role, now: UnixSecs) -> Result<Certificate, String> {
+    fn certificate(
+        &self,
+        device: &[u8; 32],
+        role: Role,
+        zone: Option<&str>,
+        now: UnixSecs,
+    ) -> Result<Certificate, String> {
         let membership = Membership {
             group: self.group.id(),
             device: *device,
             role,
-            epoch: self.epoch,
+            epoch: self.volume.newest_epoch(),
             issued: now,
             expires: now.saturating_add(CERTIFICATE_SECS),
-            zone: None,
+            zone: zone.map(str::to_owned),
         };
         Ok(Certificate::issue(&self.group, membership))
     }
 
     fn payload(&self, role: Role) -> Result<Zeroizing<Vec<u8>>, String> {
-        let (keys, root): (&[u8], &[u8]) = match role {
-            Role::Host => (&[], &[]),
-            Role::Reader | Role::Writer => (&self.volume_keys, &[]),
-            Role::Admin => (&self.volume_keys, self.root.as_bytes()),
-        };
-        // One allocation, so that growing leaves no copy of a secret behind.
-        let mut writer = Writer::with_capacity(1 + VolumeId::LEN + 8 + keys.len() + root.len());
-        writer.u8(VERSION).raw(self.volume.as_bytes());
-        writer.bytes32(keys).bytes32(root);
-        Ok(Zeroizing::new(writer.into_vec()))
+        let keys = (role > Role::Host).then_some(&*self.volume);
+        let root = (role == Role::Admin).then_some(&self.root);
+        Ok(write(self.volume.volume(), keys, root))
     }
+
+    fn sign(&self, draft: Draft, device: &DeviceKey) -> Statement {
+        Statement::sign(draft, &self.group, device)
+    }
+
+    fn commitment(&self, epoch: u32) -> Option<[u8; 32]> {
+        VolumeKeys::from_root(&self.root, epoch).ok()?.commitment(epoch)
+    }
+}
+
+/// A gift.
+pub(super) fn write(
+    volume: VolumeId,
+    keys: Option<&VolumeKeys>,
+    root: Option<&RootSecret>,
+) -> Zeroizing<Vec<u8>> {
+    let keys = keys.map(VolumeKeys::encode).unwrap_or_default();
+    let root: &[u8] = root.map_or(&[], |root| root.as_bytes());
+    // One allocation, so that growing leaves no copy of a secret behind.
+    let mut writer = Writer::with_capacity(1 + VolumeId::LEN + 8 + keys.len() + root.len());
+    writer.u8(VERSION).raw(volume.as_bytes());
+    writer.bytes32(&keys).bytes32(root);
+    Zeroizing::new(writer.into_vec())
 }
 
 /// What a new member got.
@@ -80,6 +101,20 @@ pub(super) struct Gift {
 
 /// Reads a gift, and checks that it is what the role gets.
 pub(super) fn read(bytes: &[u8], role: Role) -> Result<Gift, DecodeError> {
+    let gift = open(bytes)?;
+    let fits = match role {
+        Role::Host => gift.keys.is_none() && gift.root.is_none(),
+        Role::Reader | Role::Writer => gift.keys.is_some() && gift.root.is_none(),
+        Role::Admin => gift.keys.is_some() && gift.root.is_some(),
+    };
+    if !fits {
+        return Err(DecodeError::Invalid("the keys do not fit the role"));
+    }
+    Ok(gift)
+}
+
+/// Reads a gift, whatever is in it.
+pub(super) fn open(bytes: &[u8]) -> Result<Gift, DecodeError> {
     let mut reader = Reader::new(bytes);
     if reader.u8()? != VERSION {
         return Err(DecodeError::Invalid(
@@ -97,13 +132,8 @@ pub(super) fn read(bytes: &[u8], role: Role) -> Result<Gift, DecodeError> {
         .then(|| <[u8; 32]>::try_from(root).map(RootSecret::from_bytes))
         .transpose()
         .map_err(|_| DecodeError::Invalid("the root secret is malformed"))?;
-    let fits = match role {
-        Role::Host => keys.is_none() && root.is_none(),
-        Role::Reader | Role::Writer => keys.is_some() && root.is_none(),
-        Role::Admin => keys.is_some() && root.is_some(),
-    };
-    if !fits || keys.as_ref().is_some_and(|keys| keys.volume() != volume) {
-        return Err(DecodeError::Invalid("the keys do not fit the role"));
+    if keys.as_ref().is_some_and(|keys| keys.volume() != volume) {
+        return Err(DecodeError::Invalid("the keys are those of another volume"));
     }
     Ok(Gift { volume, keys, root })
 }
@@ -119,9 +149,7 @@ mod tests {
         let volume = VolumeKeys::from_root(&root, FIRST_EPOCH).unwrap();
         Admission {
             group: GroupKey::from_root(&root),
-            volume: volume.volume(),
-            volume_keys: volume.encode(),
-            epoch: FIRST_EPOCH,
+            volume: Arc::new(volume),
             root,
         }
     }
@@ -137,7 +165,7 @@ mod tests {
         ] {
             let bytes = admission.payload(role).unwrap();
             let gift = read(&bytes, role).unwrap();
-            assert_eq!(gift.volume, admission.volume);
+            assert_eq!(gift.volume, admission.volume.volume());
             assert_eq!((gift.keys.is_some(), gift.root.is_some()), (has_keys, has_root));
             let secret = admission.root.as_bytes();
             assert_eq!(bytes.windows(32).any(|window| window == secret), has_root);
@@ -148,7 +176,9 @@ mod tests {
 
     #[test]
     fn a_certificate_is_for_one_device_and_role() {
-        let certificate = admission().certificate(&[9; 32], Role::Writer, 1000).unwrap();
+        let certificate = admission()
+            .certificate(&[9; 32], Role::Writer, None, 1000)
+            .unwrap();
         let group = admission().group.public();
         let member = certificate.verify_for(&[9; 32], &group, 1001).unwrap();
         assert_eq!(member.role, Role::Writer);

@@ -10,12 +10,14 @@ use parking_lot::Mutex;
 use super::Located;
 use super::assembly::{Assembly, Identity};
 use super::copy;
+use super::membership;
 use super::network::Networking;
 use super::run::Event;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
 use crate::base::work;
 use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
+use crate::node::{Members, PeerInfo};
 use crate::store::{BlockStore, SqliteStore};
 use crate::volume::Volume;
 
@@ -88,6 +90,11 @@ impl Answers {
             network: self.network.as_ref().map(|network| network.summary()),
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
+            warnings: self
+                .network
+                .as_ref()
+                .map(|network| network.warnings())
+                .unwrap_or_default(),
         })))
     }
 
@@ -130,6 +137,22 @@ impl Handler for Answers {
             Request::Peers => Ok(Answer::Peers {
                 peers: self.network("cannot list the members")?.peers()?,
             }),
+            Request::Members => {
+                let what = "cannot list the members";
+                let list = |group: &Members, peers: &[PeerInfo]| Ok(membership::list(group, peers));
+                Ok(Answer::Members(self.network(what)?.with_group(what, list)?))
+            }
+            Request::Remove { device } => {
+                let what = "cannot remove the device";
+                let remove = |group: &Members, peers: &[PeerInfo]| membership::remove(group, peers, &device);
+                Ok(Answer::Changed(self.network(what)?.with_group(what, remove)?))
+            }
+            Request::Role { device, role } => {
+                let what = "cannot change the role";
+                let change =
+                    |group: &Members, peers: &[PeerInfo]| membership::set_role(group, peers, &device, &role);
+                Ok(Answer::Changed(self.network(what)?.with_group(what, change)?))
+            }
             Request::Invite {
                 role,
                 expires_secs,

@@ -97,7 +97,7 @@ impl Assembly {
         if let Some(volume_keys) = keys.volume {
             let volume = Volume::start(
                 folder,
-                Arc::new(volume_keys),
+                volume_keys,
                 Arc::clone(&assembly.tiered),
                 VolumeOptions {
                     timeout: config.network.timeout,
@@ -187,7 +187,7 @@ fn start_network(
     if !config.network.enabled {
         return None;
     }
-    match Networking::start(&config.network, keys, &located.state, Arc::clone(store)) {
+    match Networking::start(&config.network, keys, located, Arc::clone(store)) {
         Ok(network) => Some(Arc::new(network)),
         Err(e) => {
             tracing::error!("no network: {e}");
@@ -215,6 +215,7 @@ fn status_text(assembly: &Assembly) -> StatusText {
             "peers": peers,
             "work": work::so_far(),
             "stalls": watchdog::stalls(None, timeout),
+            "warnings": network.as_ref().map(|network| network.warnings()).unwrap_or_default(),
         });
         format!("{text:#}\n").into_bytes()
     })

@@ -2,6 +2,7 @@
 //! leaves no folder that looks like a volume and cannot be opened.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use zeroize::Zeroizing;
@@ -14,7 +15,8 @@ use crate::folder::marker::Marker;
 use crate::folder::state::{Keyring, StateDir, default_path};
 use crate::keys::certificate::{Certificate, Membership, Role};
 use crate::keys::key_file::Passphrase;
-use crate::keys::{DeviceKey, FIRST_EPOCH, GroupKey, RootSecret, VolumeKeys};
+use crate::keys::{DeviceKey, FIRST_EPOCH, GroupKey, RootSecret, Roster, Statement, VolumeKeys};
+use crate::node::StateFile;
 
 /// How long an admin's certificate, which he issues himself, is good, in seconds. Renewed long before at a start.
 pub(super) const ADMIN_CERTIFICATE_SECS: u64 = 5 * 365 * 86_400;
@@ -69,9 +71,14 @@ pub fn init(
     let keys = admin_keyring(root, volume_keys, now)?;
     let device = keys.device.id();
     let staged = StateDir::stage(&path).context(what.clone())?;
-    if let Err(e) = staged.write_keys(&keys, passphrase) {
+    let roster = own_roster(&keys)?.encode();
+    let written = staged
+        .write_keys(&keys, passphrase)
+        .map_err(anyhow::Error::new)
+        .and_then(|()| Ok(staged.write_list(StateFile::Roster.name(), &roster)?));
+    if let Err(e) = written {
         staged.discard();
-        return Err(anyhow::Error::new(e).context(what));
+        return Err(e.context(what));
     }
     let placed = match staged.clone().move_to(&path) {
         Ok(placed) => placed,
@@ -104,9 +111,25 @@ fn admin_keyring(root: RootSecret, volume: VolumeKeys, now: UnixSecs) -> anyhow:
         certificate: admin_certificate(&group, &device, volume.newest_epoch(), now),
         group_public: group.public(),
         device,
-        volume: Some(volume),
+        volume: Some(Arc::new(volume)),
         root: Some(root),
+        passphrase: None,
     })
+}
+
+/// What a device states that has the root secret from the words themselves: that it is an admin, and what the first epoch's secret is.
+fn own_roster(keys: &Keyring) -> anyhow::Result<Roster> {
+    let (root, volume) = (keys.root.as_ref(), keys.volume.as_ref());
+    let group = GroupKey::from_root(root.context("an admin without the root secret")?);
+    let mut roster = Roster::new(keys.group_public);
+    let author = keys.device.public();
+    let own = roster.draft_member(author, keys.certificate.clone());
+    roster.add([Statement::sign(own, &group, &keys.device)]);
+    if let Some(commitment) = volume.and_then(|volume| volume.commitment(FIRST_EPOCH)) {
+        let first = roster.draft_epoch(author, FIRST_EPOCH, commitment);
+        roster.add([Statement::sign(first, &group, &keys.device)]);
+    }
+    Ok(roster)
 }
 
 /// The certificate that an admin issues to himself.

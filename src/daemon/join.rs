@@ -4,6 +4,7 @@
 //! asked for again by the same device and the ticket is not used up by a crash.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -96,10 +97,11 @@ pub fn join(
     open::refuse_overlap(&what, folder, &path)?;
     let keys = Keyring {
         device,
-        volume: gift.keys,
+        volume: gift.keys.map(Arc::new),
         root: gift.root,
         group_public: joined.group_public,
         certificate: joined.certificate,
+        passphrase: None,
     };
     let id = keys.device.id();
     staged.write_keys(&keys, passphrase)?;

@@ -8,14 +8,18 @@ use std::time::Instant;
 
 use parking_lot::RwLock;
 
+use super::Located;
 use super::admit::Admission;
+use super::keeper::Keeper;
 use crate::base::RootId;
 use crate::base::clock::{Clock, SystemClock};
 use crate::control::{Failure, Network, Peer};
 use crate::folder::config::NetworkConfig;
 use crate::folder::state::{Keyring, StateDir};
 use crate::keys::{AdminAddress, DeviceKey, GroupKey, Role, Ticket};
-use crate::node::{Identity, Node, NodeConfig, NodeError, NodeParts, NodeState, StateFile};
+use crate::node::{
+    Identity, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo, StateFile,
+};
 use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
 /// A node that can be ended while others still refer to it.
@@ -57,20 +61,19 @@ impl Networking {
     pub(super) fn start(
         config: &NetworkConfig,
         keys: &Keyring,
-        state: &StateDir,
+        located: &Located,
         store: Arc<dyn BlockStore>,
     ) -> Result<Self, NodeError> {
+        let state = &located.state;
         let config = &with_admins(config, state);
         let parts = || NodeParts {
-            identity: Identity {
-                device: DeviceKey::from_bytes(&keys.device.seed()),
-                certificate: keys.certificate.clone(),
-                group_public: keys.group_public,
-            },
+            identity: identity(keys),
             store: Arc::clone(&store),
             state: Arc::new(StateFiles(state.clone())),
             clock: Arc::new(SystemClock),
             admit: Admission::of(keys).map(|admission| Arc::new(admission) as Arc<dyn crate::node::Admit>),
+            keys: Some(Arc::new(Keeper::of(keys, located))),
+            name: host_name(),
         };
         let started = Node::start(&node_config(config), parts());
         let node = match started {
@@ -111,6 +114,26 @@ impl Networking {
         }
     }
 
+    /// What a person should know of the group.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let warnings = self.node.with(|node| Ok(node.group().warnings()));
+        warnings.unwrap_or_default()
+    }
+
+    /// Does something with the group as the node knows it, and the peers that it knows.
+    pub(super) fn with_group<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Members, &[PeerInfo]) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let gone = |e| Failure::new(what, e, "try again");
+        let (group, peers) = self
+            .node
+            .with(|node| Ok((Arc::clone(node.group()), node.peers()?)))
+            .map_err(gone)?;
+        work(&group, &peers)
+    }
+
     pub(super) fn peers(&self) -> Result<Vec<Peer>, Failure> {
         let peers = self
             .node
@@ -137,6 +160,11 @@ impl Networking {
                 "invite on an admin's device",
             )
         })?;
+        let own = self.node.with(|node| Ok(node.group().role()));
+        if own.is_ok_and(|own| own < Role::Admin) {
+            let why = "this device is no admin of the group any more";
+            return Err(Failure::new(what, why, "invite on an admin's device"));
+        }
         let role: Role = role
             .parse()
             .map_err(|e| Failure::new(what, e, "choose one of them"))?;
@@ -192,8 +220,23 @@ fn node_config(config: &NetworkConfig) -> NodeConfig {
     }
 }
 
+/// Who this device is, for the node.
+pub(super) fn identity(keys: &Keyring) -> Identity {
+    Identity {
+        device: DeviceKey::from_bytes(&keys.device.seed()),
+        certificate: keys.certificate.clone(),
+        group_public: keys.group_public,
+    }
+}
+
+/// What this computer is called, for the other members to tell it by.
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
 /// The node's small files, in the state directory.
-struct StateFiles(StateDir);
+pub(super) struct StateFiles(pub(super) StateDir);
 
 impl NodeState for StateFiles {
     fn load(&self, what: StateFile) -> std::io::Result<Option<Vec<u8>>> {

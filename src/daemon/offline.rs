@@ -1,13 +1,19 @@
 //! Work on a volume that no daemon has: opened for one command, closed after it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 
+use super::admit::Admission;
 use super::assembly::{Assembly, Options};
+use super::keeper::Keeper;
+use super::network::{self, StateFiles};
 use super::run::take_lock;
-use super::{Located, PassphraseSource, copy};
-use crate::control::{Copied, Progress};
+use super::{Located, PassphraseSource, copy, membership};
+use crate::base::clock::SystemClock;
+use crate::control::{Changed, Copied, Group, Progress};
+use crate::node::{Admit, Members, NodeState, PeerInfo, remembered_peers};
 
 /// Copies plain files into a volume that no daemon has; see [`crate::control::Request::Import`].
 pub fn import(
@@ -56,4 +62,53 @@ fn with_volume<T>(
     let done = done?;
     closed.context("not everything could be written back")?;
     Ok(done)
+}
+
+/// Lists the group; see [`crate::control::Request::Members`]. As this device last knew it.
+pub fn members(located: &Located, passphrase: PassphraseSource) -> anyhow::Result<Group> {
+    with_group(located, passphrase, |group, peers| {
+        Ok(membership::list(group, peers))
+    })
+}
+
+/// Removes a device from the group; see [`crate::control::Request::Remove`]. Others hear of it when this device next meets them.
+pub fn remove(located: &Located, passphrase: PassphraseSource, device: &str) -> anyhow::Result<Changed> {
+    with_group(located, passphrase, |group, peers| {
+        Ok(membership::remove(group, peers, device)?)
+    })
+}
+
+/// Gives a device another role; see [`crate::control::Request::Role`]. Others hear of it when this device next meets them.
+pub fn set_role(
+    located: &Located,
+    passphrase: PassphraseSource,
+    device: &str,
+    role: &str,
+) -> anyhow::Result<Changed> {
+    with_group(located, passphrase, |group, peers| {
+        Ok(membership::set_role(group, peers, device, role)?)
+    })
+}
+
+fn with_group<T>(
+    located: &Located,
+    passphrase: PassphraseSource,
+    work: impl FnOnce(&Members, &[PeerInfo]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let lock = take_lock(located)?;
+    let keys = located.unlock(passphrase)?;
+    let state: Arc<dyn NodeState> = Arc::new(StateFiles(located.state.clone()));
+    let peers = remembered_peers(keys.device.id(), &*state);
+    let group = Members::open(
+        &network::identity(&keys),
+        "",
+        state,
+        Arc::new(SystemClock),
+        Admission::of(&keys).map(|admission| Arc::new(admission) as Arc<dyn Admit>),
+        Some(Arc::new(Keeper::of(&keys, located))),
+        false,
+    )?;
+    let done = work(&group, &peers);
+    drop(lock);
+    done
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use zeroize::Zeroizing;
@@ -79,7 +80,8 @@ impl Located {
         } else {
             None
         };
-        let keys = self.state.read_keys(passphrase.as_ref())?;
+        let mut keys = self.state.read_keys(passphrase.as_ref())?;
+        keys.passphrase = passphrase.map(Arc::new);
         if let Some(volume) = &keys.volume
             && volume.volume() != self.marker.volume
         {

@@ -7,13 +7,19 @@ pub mod certificate;
 mod identity;
 pub mod invitation;
 pub mod key_file;
+pub mod presence;
 mod root;
+pub mod roster;
+pub mod statement;
 mod volume;
 
 pub use certificate::{Certificate, CertificateError, Membership, Role};
 pub use identity::{DeviceKey, GroupKey, device_id, group_id, verify};
 pub use invitation::{AdminAddress, Invitation, InvitationError, InvitationId, Ticket, TicketError};
+pub use presence::Presence;
 pub use root::{PhraseError, RootSecret};
+pub use roster::{Roster, Standing};
+pub use statement::{Draft, Matter, Statement};
 pub use volume::{EPOCH_MAX, FIRST_EPOCH, KeyError, VolumeKeys};
 
 /// The operating system gave no random bytes, without which no key can be made.

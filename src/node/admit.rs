@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::base::clock::UnixSecs;
 use crate::keys::invitation::InvitationId;
-use crate::keys::{Certificate, Invitation, Role};
+use crate::keys::{Certificate, DeviceKey, Draft, Invitation, Role, Statement};
 
 use super::client::Ask;
 use super::exchange::ToExchange;
@@ -19,13 +19,26 @@ use super::gate::Opened;
 use super::join_message::Message;
 use super::ledger::Ledger;
 use super::local::{Command, Local, device_of, public_of};
+use super::members::Members;
 use super::state::{NodeState, StateFile};
 use super::wire::WireError;
 
 /// What an admin's device gives to those it admits. The daemon implements it with the root secret at hand.
 pub trait Admit: Send + Sync + 'static {
     /// A certificate for the device with this public key, signed by the group key.
-    fn certificate(&self, device: &[u8; 32], role: Role, now: UnixSecs) -> Result<Certificate, String>;
+    fn certificate(
+        &self,
+        device: &[u8; 32],
+        role: Role,
+        zone: Option<&str>,
+        now: UnixSecs,
+    ) -> Result<Certificate, String>;
+
+    /// Signs what this device, whose key is given, states of the group.
+    fn sign(&self, draft: Draft, device: &DeviceKey) -> Statement;
+
+    /// What to state of the secret of an epoch; `None` where there is no such epoch.
+    fn commitment(&self, epoch: u32) -> Option<[u8; 32]>;
 
     /// What a new member of this role needs, at most 64 KiB: keys for readers and writers, the root secret for admins, nothing for
     /// hosts.
@@ -35,13 +48,18 @@ pub trait Admit: Send + Sync + 'static {
 /// Where devices are admitted.
 pub(super) struct Desk {
     admit: Arc<dyn Admit>,
+    members: Arc<Members>,
     state: Arc<dyn NodeState>,
     ledger: Mutex<Ledger>,
 }
 
 impl Desk {
     /// A desk with the ledger that was kept. An unreadable ledger is an error: used tickets would count as new.
-    pub(super) fn new(admit: Arc<dyn Admit>, state: Arc<dyn NodeState>) -> Result<Self, String> {
+    pub(super) fn new(
+        admit: Arc<dyn Admit>,
+        members: Arc<Members>,
+        state: Arc<dyn NodeState>,
+    ) -> Result<Self, String> {
         let ledger = match state.load(StateFile::Invitations) {
             Ok(None) => Ledger::default(),
             Ok(Some(bytes)) => Ledger::decode(&bytes)
@@ -50,6 +68,7 @@ impl Desk {
         };
         Ok(Self {
             admit,
+            members,
             state,
             ledger: Mutex::new(ledger),
         })
@@ -87,7 +106,7 @@ impl Desk {
         device: &[u8; 32],
         now: UnixSecs,
     ) -> Result<(Certificate, Zeroizing<Vec<u8>>, bool), String> {
-        let certificate = self.admit.certificate(device, invitation.role, now)?;
+        let certificate = self.admit.certificate(device, invitation.role, None, now)?;
         let payload = self.admit.payload(invitation.role)?;
         let mut ledger = self.ledger.lock();
         let mut noted = ledger.clone();
@@ -98,6 +117,8 @@ impl Desk {
                 .map_err(|e| format!("the ledger of invitations cannot be written: {e}"))?;
             *ledger = noted;
         }
+        drop(ledger);
+        self.members.certify(&certificate)?;
         Ok((certificate, payload, new))
     }
 }
@@ -169,7 +190,7 @@ async fn converse(
         .verify(&local.identity.group_public, now)
         .map_err(|e| because(&e))?;
     let hello = Message::Admin {
-        certificate: local.identity.certificate.encode(),
+        certificate: local.members.certificate().encode(),
     };
     hello.write(stream).await?;
     let Message::Secret(secret) = Message::read(stream).await? else {

@@ -167,8 +167,8 @@ fn kademlia(local: &Arc<Local>, peer: libp2p::PeerId) -> kad::Behaviour<Records>
     let mut config = kad::Config::new(protocol);
     config
         .set_query_timeout(QUERY)
-        // Every record passes our own store's checks before it counts.
-        .set_record_filtering(StoreInserts::FilterBoth)
+        // Every record passes the checks of our own store.
+        .set_record_filtering(StoreInserts::Unfiltered)
         // Only members whose address is known to work come into the table: see the swarm actor.
         .set_kbucket_inserts(BucketInserts::Manual)
         // Renewal is scheduled here, under a budget.
@@ -183,6 +183,7 @@ fn kademlia(local: &Arc<Local>, peer: libp2p::PeerId) -> kad::Behaviour<Records>
         config.set_replication_factor(few);
     }
     let records = Records::new(peer, local.identity.group_public, Arc::clone(&local.clock));
+    let records = records.with(&local.members);
     let mut kad = kad::Behaviour::with_config(peer, records, config);
     // In a home network nobody confirms an external address, and a node would remain a client for ever.
     kad.set_mode(Some(Mode::Server));

@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use crate::base::BlockId;
 use crate::keys::invitation::InvitationId;
+use crate::keys::statement::StatementId;
 use crate::store::CheckedBlock;
 
-use super::frame::Frame;
+use super::frame::{Frame, Gift};
 
 /// Bytes of blocks that a peer may send here before it needs more credit: 64 average blocks.
 pub(super) const WINDOW: u32 = 20 << 20;
@@ -48,6 +49,14 @@ pub(super) enum Ask {
         /// The device it admitted.
         device: [u8; 32],
     },
+    /// Shows it the digest of our roster.
+    Roster([u8; 32]),
+    /// Tells it statements that it lacks, encoded.
+    Statements(Vec<Vec<u8>>),
+    /// Shows it our own presence, encoded.
+    Presence(Vec<u8>),
+    /// Wants keys beyond this epoch, and the root secret or not.
+    Keys(u32, bool),
 }
 
 /// What the peer said.
@@ -69,6 +78,12 @@ pub(super) enum Reply {
     Receipt(u64, BlockId, Vec<u8>),
     /// It does not keep the block of this token.
     PutFailed(u64, String),
+    /// Its roster differs from ours and has these statements.
+    Known(Vec<StatementId>),
+    /// It was shown this presence of ours before, which does not go with the present one.
+    Seen(Vec<u8>),
+    /// Keys, not checked yet.
+    Keys(Gift),
 }
 
 enum Pending {
@@ -87,6 +102,10 @@ pub(super) struct Client {
     waiting: VecDeque<(u32, BlockId, Bytes)>,
     /// Bytes received since credit was last granted.
     consumed: u32,
+    /// How often our roster, our presence were shown and keys were asked for: as often they may be answered.
+    shown: u32,
+    present: u32,
+    keys: u32,
 }
 
 impl Client {
@@ -98,6 +117,9 @@ impl Client {
             credit: u64::from(credit),
             waiting: VecDeque::new(),
             consumed: 0,
+            shown: 0,
+            present: 0,
+            keys: 0,
         }
     }
 
@@ -139,6 +161,19 @@ impl Client {
                 expires,
                 device,
             }],
+            Ask::Roster(digest) => {
+                self.shown = self.shown.saturating_add(1);
+                vec![Frame::Roster { digest }]
+            }
+            Ask::Statements(statements) => vec![Frame::Statements { statements }],
+            Ask::Presence(presence) => {
+                self.present = self.present.saturating_add(1);
+                vec![Frame::Presence { presence }]
+            }
+            Ask::Keys(newest, root) => {
+                self.keys = self.keys.saturating_add(1);
+                vec![Frame::KeysWanted { newest, root }]
+            }
         }
     }
 
@@ -197,7 +232,23 @@ impl Client {
                     _ => return Err(Violation("CANCEL of what was not cancelled")),
                 }
             }
+            Frame::Known { ids } => {
+                spend(&mut self.shown)?;
+                Some(Reply::Known(ids))
+            }
+            Frame::Seen { presence } => {
+                spend(&mut self.present)?;
+                Some(Reply::Seen(presence))
+            }
+            Frame::Keys { gift } => {
+                spend(&mut self.keys)?;
+                Some(Reply::Keys(gift))
+            }
             Frame::Hello { .. }
+            | Frame::Roster { .. }
+            | Frame::Statements { .. }
+            | Frame::Presence { .. }
+            | Frame::KeysWanted { .. }
             | Frame::Have { .. }
             | Frame::Get { .. }
             | Frame::Put { .. }
@@ -246,6 +297,14 @@ impl Client {
         }
         send
     }
+}
+
+/// Uses up one of the answers that are due.
+fn spend(due: &mut u32) -> Result<(), Violation> {
+    *due = due
+        .checked_sub(1)
+        .ok_or(Violation("an answer to what was not asked"))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -310,6 +369,13 @@ mod tests {
         let id = BlockId([0; 32]);
         assert!(client.receive(Frame::Missing { request: 1 }).is_err());
         assert!(client.receive(Frame::Get { request: 1, id }).is_err());
+        assert!(client.receive(Frame::Known { ids: Vec::new() }).is_err());
+        client.ask(Ask::Roster([0; 32]));
+        assert!(client.receive(Frame::Known { ids: Vec::new() }).is_ok());
+        assert!(
+            client.receive(Frame::Known { ids: Vec::new() }).is_err(),
+            "answered twice"
+        );
         let request = asked(&mut client, id);
         assert!(
             client

@@ -21,6 +21,8 @@ use super::swarm::{Actor, without_peer};
 const RECORD_RETRY: Duration = Duration::from_secs(60);
 /// The address record is renewed after this; well within its validity.
 const RECORD_DAILY: Duration = Duration::from_secs(20 * 3600);
+/// The roster is published and asked for after this, and some seconds after it has changed.
+const ROSTER_HOURLY: Duration = Duration::from_secs(3600);
 /// DHT queries under way at one time.
 pub(super) const QUERIES: usize = 32;
 /// What a query is for.
@@ -29,6 +31,7 @@ pub(super) enum Query {
     Announce(RootId),
     OwnRecord,
     Addresses([u8; 32]),
+    Roster,
 }
 
 impl Actor {
@@ -79,7 +82,7 @@ impl Actor {
         let identity = &self.local.identity;
         let record = AddressRecord::issue(
             &identity.device,
-            identity.certificate.clone(),
+            self.local.members.certificate(),
             addresses,
             self.local.clock.now(),
         );
@@ -100,6 +103,23 @@ impl Actor {
         }
     }
 
+    /// Publishes the roster, and asks what others know of it.
+    pub(super) fn exchange_roster(&mut self) {
+        let members = std::sync::Arc::clone(&self.local.members);
+        let key = RecordKey::new(&members.record_key());
+        let record = Record::new(key.clone(), members.record());
+        let kad = self.swarm.behaviour_mut().kad.get();
+        let asked = kad.get_record(key);
+        match kad.put_record(record, Quorum::One) {
+            Ok(query) => {
+                self.queries.insert(query, Query::Roster);
+            }
+            Err(e) => tracing::warn!("the roster could not be published: {e}"),
+        }
+        self.queries.insert(asked, Query::Roster);
+        self.roster_due = Instant::now() + ROSTER_HOURLY;
+    }
+
     /// Takes what Kademlia found.
     pub(super) async fn on_kad(&mut self, event: kad::Event) {
         let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else {
@@ -113,6 +133,11 @@ impl Actor {
             (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Addresses(public))) => {
                 let public = *public;
                 self.addresses_found(&public, &found.record);
+            }
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Roster)) => {
+                if let Err(e) = self.local.members.mail(&found.record.value) {
+                    tracing::warn!("the DHT gave a record of the roster that is not valid: {e}");
+                }
             }
             (QueryResult::PutRecord(Err(e)), Some(Query::OwnRecord)) => {
                 tracing::debug!("this device's addresses reached no other member: {e}");
@@ -162,6 +187,7 @@ impl Actor {
         let checked = AddressRecord::decode(&record.value).ok().filter(|found| {
             let now = self.local.clock.now();
             found.certificate.membership().device == *public
+                && !self.local.members.is_removed(&device_of(public))
                 && found
                     .verify(record.key.as_ref(), &self.local.identity.group_public, now)
                     .is_ok()

@@ -268,7 +268,9 @@ impl Engine {
                     }
                 }
             }
-            Reply::Receipt(..) | Reply::PutFailed(..) => {}
+            // Not about blocks that are wanted.
+            Reply::Receipt(..) | Reply::PutFailed(..) | Reply::Known(_) | Reply::Seen(_) | Reply::Keys(_) => {
+            }
         }
     }
 

@@ -4,12 +4,18 @@
 //! frame encodes to the same bytes. `wire` moves frames over streams; `client` and `server` give them their meaning.
 
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
 use crate::base::BlockId;
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::base::limits::BLOCK_MAX;
 use crate::keys::certificate::CERTIFICATE_MAX;
 use crate::keys::invitation::InvitationId;
+use crate::keys::presence::PRESENCE_MAX;
+use crate::keys::roster::STATEMENTS_MAX;
+use crate::keys::statement::{STATEMENT_MAX, StatementId};
+
+use super::join_message::PAYLOAD_MAX;
 
 /// Version of the frames, shown in HELLO.
 pub const VERSION: u16 = 1;
@@ -19,6 +25,8 @@ pub const HEAD_LEN: usize = 5;
 pub const HAVE_MAX: usize = 256;
 /// Longest text in an ERROR, in bytes.
 pub const TEXT_MAX: usize = 256;
+/// Most statements in one STATEMENTS.
+pub const STATEMENTS_AT_ONCE: usize = 128;
 /// Longest receipt, in bytes.
 pub const RECEIPT_MAX: usize = 256;
 
@@ -35,6 +43,13 @@ const BUSY: u8 = 10;
 const ERROR: u8 = 11;
 const CREDIT: u8 = 12;
 const SPENT: u8 = 13;
+const ROSTER: u8 = 14;
+const KNOWN: u8 = 15;
+const STATEMENTS: u8 = 16;
+const PRESENCE: u8 = 17;
+const SEEN: u8 = 18;
+const KEYS_WANTED: u8 = 19;
+const KEYS: u8 = 20;
 
 /// Why a request was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +82,16 @@ impl Code {
             4 => Ok(Self::Violation),
             _ => Err(DecodeError::Invalid("unknown error code")),
         }
+    }
+}
+
+/// Keys on their way to a member: wiped when dropped, never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Gift(pub Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Gift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gift(secret)")
     }
 }
 
@@ -168,6 +193,43 @@ pub enum Frame {
         /// Public key of the device.
         device: [u8; 32],
     },
+    /// This is the digest of my roster.
+    Roster {
+        /// See [`crate::keys::Roster::digest`].
+        digest: [u8; 32],
+    },
+    /// Answer to ROSTER where the digests differ: these statements are in mine.
+    Known {
+        /// Their names, at most [`STATEMENTS_MAX`].
+        ids: Vec<StatementId>,
+    },
+    /// Statements that you lack.
+    Statements {
+        /// Encoded, 1 to [`STATEMENTS_AT_ONCE`]; not verified yet.
+        statements: Vec<Vec<u8>>,
+    },
+    /// This is the start I am in.
+    Presence {
+        /// An encoded [`crate::keys::Presence`], not verified yet.
+        presence: Vec<u8>,
+    },
+    /// Answer to PRESENCE: this one was shown here before, and does not go with it.
+    Seen {
+        /// As above.
+        presence: Vec<u8>,
+    },
+    /// I lack keys that my role allows.
+    KeysWanted {
+        /// The newest epoch whose secret I have; 0: none.
+        newest: u32,
+        /// Whether I am an admin without the root secret.
+        root: bool,
+    },
+    /// Answer to KEYS_WANTED.
+    Keys {
+        /// What a new member of that role would be given, at most [`PAYLOAD_MAX`] bytes.
+        gift: Gift,
+    },
 }
 
 /// The five bytes before a frame's body.
@@ -196,6 +258,12 @@ impl Head {
             ERROR => 4 + 2 + 2 + TEXT_MAX,
             CREDIT => 4,
             SPENT => 16 + 8 + 32,
+            ROSTER => 32,
+            KNOWN => 2 + STATEMENTS_MAX * 16,
+            STATEMENTS => 2 + STATEMENTS_AT_ONCE * (2 + STATEMENT_MAX),
+            PRESENCE | SEEN => 2 + PRESENCE_MAX,
+            KEYS_WANTED => 4 + 1,
+            KEYS => 4 + PAYLOAD_MAX,
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         let body_len = len
@@ -286,6 +354,44 @@ impl Frame {
                 expires: r.u64()?,
                 device: r.array()?,
             },
+            ROSTER => Self::Roster { digest: r.array()? },
+            KNOWN => {
+                let count = usize::from(r.u16()?);
+                if count > STATEMENTS_MAX {
+                    return Err(DecodeError::Invalid("more statements than a roster holds"));
+                }
+                let ids = (0..count).map(|_| r.array().map(StatementId));
+                Self::Known {
+                    ids: ids.collect::<Result<_, _>>()?,
+                }
+            }
+            STATEMENTS => {
+                let count = usize::from(r.u16()?);
+                if count == 0 || count > STATEMENTS_AT_ONCE {
+                    return Err(DecodeError::Invalid("no statement or too many"));
+                }
+                let statements = (0..count).map(|_| r.bytes16(STATEMENT_MAX).map(<[u8]>::to_vec));
+                Self::Statements {
+                    statements: statements.collect::<Result<_, _>>()?,
+                }
+            }
+            PRESENCE => Self::Presence {
+                presence: r.bytes16(PRESENCE_MAX)?.to_vec(),
+            },
+            SEEN => Self::Seen {
+                presence: r.bytes16(PRESENCE_MAX)?.to_vec(),
+            },
+            KEYS_WANTED => Self::KeysWanted {
+                newest: r.u32()?,
+                root: match r.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(DecodeError::Invalid("a flag that is neither 0 nor 1")),
+                },
+            },
+            KEYS => Self::Keys {
+                gift: Gift(Zeroizing::new(r.bytes32(PAYLOAD_MAX)?.to_vec())),
+            },
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         r.finish()?;
@@ -372,6 +478,40 @@ impl Frame {
                 w.raw(&invitation.0).u64(*expires).raw(device);
                 SPENT
             }
+            Self::Roster { digest } => {
+                w.raw(digest);
+                ROSTER
+            }
+            Self::Known { ids } => {
+                w.u16(ids.len() as u16);
+                for id in ids {
+                    w.raw(&id.0);
+                }
+                KNOWN
+            }
+            Self::Statements { statements } => {
+                w.u16(statements.len() as u16);
+                for statement in statements {
+                    w.bytes16(statement);
+                }
+                STATEMENTS
+            }
+            Self::Presence { presence } => {
+                w.bytes16(presence);
+                PRESENCE
+            }
+            Self::Seen { presence } => {
+                w.bytes16(presence);
+                SEEN
+            }
+            Self::KeysWanted { newest, root } => {
+                w.u32(*newest).u8(u8::from(*root));
+                KEYS_WANTED
+            }
+            Self::Keys { gift } => {
+                w.bytes32(&gift.0);
+                KEYS
+            }
         };
         let fixed = w.into_vec();
         let len = 1 + fixed.len() + tail.map_or(0, Bytes::len);
@@ -391,148 +531,5 @@ pub fn decode_whole(bytes: &[u8]) -> Result<Frame, DecodeError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn whole(frame: &Frame) -> Vec<u8> {
-        let (mut bytes, tail) = frame.encode();
-        if let Some(tail) = tail {
-            bytes.extend_from_slice(tail);
-        }
-        bytes
-    }
-
-    #[test]
-    fn golden_bytes_of_version_1() {
-        let hex = |frame: &Frame| data_encoding::HEXLOWER.encode(&whole(frame));
-        let id = BlockId([0xab; 32]);
-        assert_eq!(
-            hex(&Frame::Get { request: 7, id }),
-            format!("250000000407000000{}", "ab".repeat(32))
-        );
-        assert_eq!(
-            hex(&Frame::Data {
-                request: 7,
-                block: Bytes::from_static(b"xyz")
-            }),
-            "080000000507000000 78797a".replace(' ', "")
-        );
-        assert_eq!(hex(&Frame::Missing { request: 1 }), "050000000601000000");
-        assert_eq!(
-            hex(&Frame::Held {
-                request: 1,
-                held: vec![true, false, true, false, false, false, false, false, true]
-            }),
-            "0900000003010000000900 0501".replace(' ', "")
-        );
-        assert_eq!(hex(&Frame::Cancel { request: 2 }), "050000000902000000");
-        assert_eq!(
-            hex(&Frame::Busy {
-                request: 2,
-                retry_ms: 256
-            }),
-            "090000000a0200000000010000"
-        );
-        assert_eq!(
-            hex(&Frame::Error {
-                request: 0,
-                code: Code::NotAMember,
-                text: "no".into()
-            }),
-            "0b0000000b00000000010002006e6f"
-        );
-        assert_eq!(hex(&Frame::Credit { bytes: 1 }), "050000000c01000000");
-        assert_eq!(
-            hex(&Frame::Hello {
-                version: 1,
-                window: 2,
-                requests: 3,
-                certificate: vec![9]
-            }),
-            "0c00000001010002000000 0300 0100 09".replace(' ', "")
-        );
-    }
-
-    #[test]
-    fn giants_are_refused_by_their_head_alone() {
-        let head = |len: u32, kind: u8| {
-            let mut bytes = [0; HEAD_LEN];
-            bytes[..4].copy_from_slice(&len.to_le_bytes());
-            bytes[4] = kind;
-            Head::decode(bytes)
-        };
-        assert!(head(u32::MAX, DATA).is_err());
-        assert!(head(BLOCK_MAX as u32 + 6, DATA).is_err());
-        assert!(head(BLOCK_MAX as u32 + 5, DATA).is_ok());
-        assert!(head(38, GET).is_err());
-        assert!(head(0, GET).is_err());
-        assert!(head(1, 0).is_err());
-        assert!(head(1, 99).is_err());
-    }
-
-    fn any_frame() -> impl Strategy<Value = Frame> {
-        let id = any::<[u8; 32]>().prop_map(BlockId);
-        let block = proptest::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from);
-        let bytes = proptest::collection::vec(any::<u8>(), 0..200);
-        prop_oneof![
-            (any::<u16>(), any::<u32>(), any::<u16>(), bytes.clone()).prop_map(
-                |(version, window, requests, certificate)| Frame::Hello {
-                    version,
-                    window,
-                    requests,
-                    certificate
-                }
-            ),
-            (any::<u32>(), proptest::collection::vec(id.clone(), 1..HAVE_MAX))
-                .prop_map(|(request, ids)| Frame::Have { request, ids }),
-            (
-                any::<u32>(),
-                proptest::collection::vec(any::<bool>(), 1..HAVE_MAX)
-            )
-                .prop_map(|(request, held)| Frame::Held { request, held }),
-            (any::<u32>(), id.clone()).prop_map(|(request, id)| Frame::Get { request, id }),
-            (any::<u32>(), block.clone()).prop_map(|(request, block)| Frame::Data { request, block }),
-            any::<u32>().prop_map(|request| Frame::Missing { request }),
-            (any::<u32>(), id, block).prop_map(|(request, id, block)| Frame::Put { request, id, block }),
-            (any::<u32>(), bytes).prop_map(|(request, receipt)| Frame::Receipt { request, receipt }),
-            any::<u32>().prop_map(|request| Frame::Cancel { request }),
-            (any::<u32>(), any::<u32>()).prop_map(|(request, retry_ms)| Frame::Busy { request, retry_ms }),
-            (any::<u32>(), 1u16..5, "[a-zé]{0,40}").prop_map(|(request, code, text)| Frame::Error {
-                request,
-                code: Code::from_u16(code).unwrap(),
-                text
-            }),
-            any::<u32>().prop_map(|bytes| Frame::Credit { bytes }),
-            (any::<[u8; 16]>(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(id, expires, device)| {
-                Frame::Spent {
-                    invitation: InvitationId(id),
-                    expires,
-                    device,
-                }
-            }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_frame_round_trips(frame in any_frame()) {
-            prop_assert_eq!(decode_whole(&whole(&frame)), Ok(frame));
-        }
-
-        #[test]
-        fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..16, body in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let mut bytes = (body.len() as u32 + 1).to_le_bytes().to_vec();
-            bytes.push(kind);
-            bytes.extend_from_slice(&body);
-            if let Ok(frame) = decode_whole(&bytes) {
-                prop_assert_eq!(whole(&frame), bytes);
-            }
-        }
-
-        #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = decode_whole(&bytes);
-        }
-    }
-}
+#[path = "frame_tests.rs"]
+mod tests;

@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
 use crate::base::{BlockId, RootId, StoreId};
-use crate::keys::{AdminAddress, Certificate, DeviceKey, GroupKey, Membership, Role, RootSecret, Ticket};
+use crate::keys::{
+    AdminAddress, Certificate, DeviceKey, Draft, GroupKey, Membership, Role, RootSecret, Statement, Ticket,
+};
 use crate::store::{BlockStore, Fetch, FetchError, MemoryStore, Put, PutKind, Want};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,7 +79,7 @@ pub(super) fn group(n: u8) -> GroupKey {
     GroupKey::from_root(&RootSecret::from_bytes([n; 32]))
 }
 
-fn random_device() -> DeviceKey {
+pub(super) fn random_device() -> DeviceKey {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).unwrap();
     DeviceKey::from_bytes(&seed)
@@ -104,6 +106,7 @@ pub(super) struct Member {
     pub(super) store: Arc<dyn BlockStore>,
     pub(super) state: Arc<MemoryState>,
     pub(super) admit: Option<Arc<dyn Admit>>,
+    pub(super) keys: Option<Arc<dyn Keys>>,
     pub(super) config: NodeConfig,
 }
 
@@ -117,6 +120,7 @@ impl Member {
             store: Arc::new(MemoryStore::new(StoreId([1; 16]))),
             state: Arc::default(),
             admit: None,
+            keys: None,
             config: NodeConfig::loopback(),
         }
     }
@@ -142,6 +146,8 @@ impl Member {
             state: Arc::clone(&self.state) as Arc<dyn NodeState>,
             clock: Arc::new(SystemClock),
             admit: self.admit.clone(),
+            keys: self.keys.clone(),
+            name: String::new(),
         };
         Node::start(&self.config, parts).unwrap()
     }
@@ -300,6 +306,8 @@ fn another_group_and_an_expired_certificate_get_nothing_and_the_log_says_so() {
         state: Arc::new(MemoryState::default()),
         clock,
         admit: None,
+        keys: None,
+        name: String::new(),
     };
     let node = Node::start(&late.config, parts(&late, Arc::new(clock))).unwrap();
     assert!(fetch(&node, id, None, Duration::from_millis(800)).is_err());
@@ -351,8 +359,22 @@ fn placing_blocks_needs_a_writer_and_gives_a_receipt() {
 pub(super) struct TestAdmit(pub(super) GroupKey);
 
 impl Admit for TestAdmit {
-    fn certificate(&self, device: &[u8; 32], role: Role, now: UnixSecs) -> Result<Certificate, String> {
+    fn certificate(
+        &self,
+        device: &[u8; 32],
+        role: Role,
+        _: Option<&str>,
+        now: UnixSecs,
+    ) -> Result<Certificate, String> {
         Ok(certificate(&self.0, device, role, now + 1_000_000))
+    }
+
+    fn sign(&self, draft: Draft, device: &DeviceKey) -> Statement {
+        Statement::sign(draft, &self.0, device)
+    }
+
+    fn commitment(&self, epoch: u32) -> Option<[u8; 32]> {
+        Some([epoch as u8; 32])
     }
 
     fn payload(&self, role: Role) -> Result<Zeroizing<Vec<u8>>, String> {
@@ -368,7 +390,7 @@ fn ticket(key: &GroupKey, admins: &[(&Member, &Node)], role: Role, expires: Unix
     Ticket::issue(key, role, 0, expires, uses, admins.collect()).unwrap()
 }
 
-fn admin(n: u8) -> Member {
+pub(super) fn admin(n: u8) -> Member {
     let mut admin = Member::new(&group(n), Role::Admin);
     admin.admit = Some(Arc::new(TestAdmit(group(n))));
     admin

@@ -1,7 +1,7 @@
 //! HELLO: the two sides of a block stream show and check certificates before anything else is said.
 //!
 //! Invariant: the side that accepted the stream shows its own certificate only after it has verified the other's, so that strangers
-//! learn nothing; and a certificate counts only for the public key that the transport authenticated.
+//! learn nothing; and a certificate counts only for the public key that the transport authenticated, and only as far as the roster allows.
 
 use futures::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use libp2p::PeerId;
@@ -38,7 +38,9 @@ pub(super) enum Refusal {
 pub(super) struct Peer {
     /// Its device id.
     pub(super) device: DeviceId,
-    /// What its certificate states.
+    /// The certificate that it showed.
+    pub(super) certificate: Certificate,
+    /// As which member it counts: as the roster has it, else as its certificate states.
     pub(super) member: Membership,
     /// Bytes of blocks that may be sent to it.
     pub(super) window: u32,
@@ -100,7 +102,7 @@ fn hello(local: &Local, window: u32) -> Frame {
         version: VERSION,
         window,
         requests: REQUESTS_MAX,
-        certificate: local.identity.certificate.encode(),
+        certificate: local.members.certificate().encode(),
     }
 }
 
@@ -120,12 +122,14 @@ fn check(frame: Frame, local: &Local, peer: &PeerId) -> Result<Peer, Refusal> {
     let public = public_of(peer).ok_or_else(|| Refusal::Theirs("has no Ed25519 key".into()))?;
     let certificate = Certificate::decode(&certificate)
         .map_err(|e| Refusal::Theirs(format!("showed an unreadable certificate: {e}")))?;
-    let member = certificate
+    let shown = certificate
         .verify_for(&public, &local.identity.group_public, local.clock.now())
         .map_err(|e| Refusal::Theirs(e.to_string()))?;
+    let member = local.members.judge(shown).map_err(Refusal::Theirs)?;
     Ok(Peer {
         device: device_of(&public),
-        member: member.clone(),
+        member,
+        certificate,
         window,
         requests,
     })

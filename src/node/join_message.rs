@@ -11,8 +11,8 @@ use crate::keys::invitation::INVITATION_MAX;
 
 use super::wire::WireError;
 
-/// Longest payload handed to a new member, in bytes.
-pub const PAYLOAD_MAX: usize = 64 << 10;
+/// Longest payload handed to a member, in bytes: the secrets of [`crate::keys::EPOCH_MAX`] epochs, and room.
+pub const PAYLOAD_MAX: usize = 192 << 10;
 /// Longest reason in a refusal, in bytes.
 const TEXT_MAX: usize = 256;
 /// Longest message, in bytes.

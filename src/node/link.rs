@@ -20,6 +20,7 @@ use super::frame::Frame;
 use super::gate::Opened;
 use super::handshake::{self, Refusal};
 use super::local::{Command, Local};
+use super::news::Teller;
 use super::wire::{read_frame, write_frame};
 
 /// Requests that wait to be written to one stream.
@@ -50,6 +51,9 @@ pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
         Ok(member) => member,
         Err(refusal) => {
             log_refusal(&refusal, &peer, &remote);
+            if let Refusal::Ours(why) = &refusal {
+                local.members.refused(why);
+            }
             let _ = local.actor.send(Command::Close(connection)).await;
             return;
         }
@@ -84,7 +88,8 @@ pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
         }
     }
     let client = Client::new(member.window);
-    let ended = converse(stream, client, link, asked, &local, &admission).await;
+    let teller = Teller::new(&local, &member);
+    let ended = converse(stream, client, link, asked, teller, &local, &admission).await;
     if let Err(Ended::Violation(why)) = ended {
         tracing::warn!(device = %device.short(), address = %remote, "closing the connection: {why}");
     }
@@ -173,7 +178,8 @@ async fn converse(
     client: Client,
     link: u64,
     mut asked: mpsc::Receiver<Ask>,
-    local: &Local,
+    mut teller: Teller,
+    local: &Arc<Local>,
     admission: &Admission,
 ) -> Result<(), Ended> {
     let (read, mut write) = stream.split();
@@ -194,10 +200,18 @@ async fn converse(
             match received {
                 Ok((reply, send)) => {
                     outbox.put(send);
-                    if let Some(reply) = reply
-                        && !report(link, reply, local).await
-                    {
-                        return Ended::Lost;
+                    let Some(reply) = reply else { continue };
+                    match Teller::take(local, reply).await {
+                        Ok(asks) => {
+                            let mut client = client.lock();
+                            outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)));
+                        }
+                        Err(Ok(reply)) => {
+                            if !report(link, reply, local).await {
+                                return Ended::Lost;
+                            }
+                        }
+                        Err(Err(why)) => return Ended::Violation(why),
                     }
                 }
                 Err(violation) => return Ended::Violation(violation.to_string()),
@@ -211,9 +225,21 @@ async fn converse(
         }
         Ended::Lost
     };
+    let tells = async {
+        loop {
+            match teller.next().await {
+                Ok(asks) => {
+                    let mut client = client.lock();
+                    outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)));
+                }
+                Err(why) => return Ended::Violation(why),
+            }
+        }
+    };
     let ended = tokio::select! {
         ended = reader => ended,
         ended = asker => ended,
+        ended = tells => ended,
         ended = outbox.write_to(&mut write, admission, |_| ()) => ended,
     };
     Err(ended)

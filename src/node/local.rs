@@ -20,6 +20,7 @@ use super::NodeError;
 use super::admit::Desk;
 use super::exchange::ToExchange;
 use super::fetch::LinkId;
+use super::members::Members;
 use super::peers::PeerInfo;
 
 /// Who this device is.
@@ -38,6 +39,8 @@ pub(super) struct Local {
     pub(super) identity: Identity,
     /// Id of the group.
     pub(super) group: GroupId,
+    /// Who belongs to it.
+    pub(super) members: Arc<Members>,
     /// Where blocks are.
     pub(super) store: Arc<dyn BlockStore>,
     /// What time it is.

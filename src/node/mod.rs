@@ -3,7 +3,8 @@
 //! A [`Node`] connects the members of a group. Every connection begins with an exchange of certificates (`handshake`); nothing else is
 //! answered before (`gate`, `gated`). Blocks move over `/dfs/GROUP/block/1`: `frame` is its binary form, `client` and `server` are its two
 //! sides as state machines, `link` and `serve` the tasks that carry them out, `fetch` decides whom to ask and `exchange` carries that
-//! out. `swarm` (with `dht`) is the one task that owns the libp2p swarm. New members come in through `join` and `admit`.
+//! out. `swarm` (with `dht`) is the one task that owns the libp2p swarm. New members come in through `join` and `admit`; who belongs, and
+//! who no more, is in `members`, and `news` carries it from one member to the next.
 //!
 //! The daemon starts a node and plugs it into the store as its `Fetch`. See `docs/protocol.md`.
 
@@ -25,7 +26,10 @@ pub mod join_message;
 mod ledger;
 mod link;
 mod local;
+mod members;
+mod news;
 mod peers;
+mod presences;
 pub mod raw;
 mod receipt;
 mod records;
@@ -34,11 +38,15 @@ mod server;
 mod start;
 mod state;
 mod swarm;
+mod warnings;
 mod wire;
 
 #[cfg(test)]
 #[path = "attack_tests.rs"]
 mod attacks;
+#[cfg(test)]
+#[path = "roster_tests.rs"]
+mod rosters;
 #[cfg(test)]
 #[path = "group_tests.rs"]
 mod tests;
@@ -48,7 +56,8 @@ pub use config::{DEFAULT_PORT, NodeConfig, NodeError};
 pub use exchange::PutDone;
 pub use join::{JoinError, Joined, join};
 pub use local::Identity;
+pub use members::{Keys, Member, Members};
 pub use peers::PeerInfo;
 pub use receipt::Receipt;
-pub use start::{Node, NodeParts};
+pub use start::{Node, NodeParts, remembered_peers};
 pub use state::{MemoryState, NodeState, StateFile};

@@ -216,6 +216,13 @@ impl Book {
         self.changed = true;
     }
 
+    /// Forgets the devices that `belongs` denies.
+    pub(super) fn retain(&mut self, belongs: impl Fn(&DeviceId) -> bool) {
+        let before = self.peers.len();
+        self.peers.retain(|device, _| belongs(device));
+        self.changed |= self.peers.len() < before;
+    }
+
     /// This device itself answers at the address.
     pub(super) fn remove_seed(&mut self, address: &str) {
         self.seeds.retain(|s| s.address != address);

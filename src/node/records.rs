@@ -1,7 +1,8 @@
 //! What this node stores for the DHT: members' address records and provider records, in memory, under bounds of our own.
 //!
 //! Kademlia's own memory store counts everybody's records against one small limit and drops expired ones only when asked for them; this
-//! one bounds what each peer may leave here, and sweeps. Invariant: a value is stored only if it is a valid [`AddressRecord`]; providers
+//! one bounds what each peer may leave here, and sweeps. Invariant: a value is stored only if it is a valid [`AddressRecord`]; the roster is not
+//! stored at all, but merged into what this node knows, which is what it answers with; providers
 //! come from authenticated members only (`gated`), for themselves only (Kademlia checks the source).
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use libp2p::kad::{ProviderRecord, Record, RecordKey};
 use crate::base::clock::Clock;
 
 use super::address_record::{AddressRecord, RECORD_MAX};
+use super::members::Members;
 use super::peers::{ADDRESSES_MAX, PEERS_MAX};
 
 /// Most provider records in all.
@@ -38,6 +40,8 @@ pub(super) struct Records {
     own: PeerId,
     group_public: [u8; 32],
     clock: Arc<dyn Clock>,
+    /// Whose roster is kept under its own key: always as this node knows it.
+    members: Option<(RecordKey, Arc<Members>)>,
     values: HashMap<RecordKey, Record>,
     providers: HashMap<RecordKey, Vec<ProviderRecord>>,
     per_peer: HashMap<PeerId, Account>,
@@ -58,12 +62,24 @@ impl Records {
             own,
             group_public,
             clock,
+            members: None,
             values: HashMap::new(),
             providers: HashMap::new(),
             per_peer: HashMap::new(),
             count: 0,
             swept: Instant::now(),
         }
+    }
+
+    /// Also keeps the roster of these.
+    pub(super) fn with(mut self, members: &Arc<Members>) -> Self {
+        self.members = Some((RecordKey::new(&members.record_key()), Arc::clone(members)));
+        self
+    }
+
+    fn roster(&self, key: &RecordKey) -> Option<&Arc<Members>> {
+        let (of, members) = self.members.as_ref()?;
+        (of == key).then_some(members)
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -106,12 +122,18 @@ impl RecordStore for Records {
     type ProvidedIter<'a> = std::iter::Empty<Cow<'a, ProviderRecord>>;
 
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
-        self.values.get(key).map(Cow::Borrowed)
+        match self.roster(key) {
+            Some(members) => Some(Cow::Owned(Record::new(key.clone(), members.record()))),
+            None => self.values.get(key).map(Cow::Borrowed),
+        }
     }
 
     fn put(&mut self, record: Record) -> Result<()> {
         let now = Instant::now();
         self.sweep(now);
+        if let Some(members) = self.roster(&record.key) {
+            return members.mail(&record.value).map_err(|_| Error::ValueTooLarge);
+        }
         if record.value.len() > RECORD_MAX {
             return Err(Error::ValueTooLarge);
         }

@@ -4,6 +4,7 @@
 //! after the store has synced the block.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::AsyncReadExt;
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::base::BlockId;
+use crate::keys::certificate::Membership;
 use crate::store::{Put, PutKind};
 
 use super::admission::Admission;
@@ -20,6 +22,7 @@ use super::gate::Opened;
 use super::handshake::{self, Peer};
 use super::link::{Ended, Outbox, READ_BUFFER, log_refusal};
 use super::local::{Command, Local};
+use super::news::{self, Pace, Watch};
 use super::receipt::Receipt;
 use super::server::{Loaded, REQUESTS_MAX, Server, Work};
 use super::wire::read_frame;
@@ -32,6 +35,7 @@ enum Finished {
     Load(Vec<(u32, Loaded)>),
     Look(u32, Vec<bool>),
     Store(u32, Result<Vec<u8>, String>),
+    News(Result<Option<Frame>, String>),
 }
 
 /// Runs the stream to its end.
@@ -78,9 +82,12 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
     let (finish, mut finished) = mpsc::channel(FINISHED);
     let worker = Worker {
         local: Arc::clone(local),
-        owner: peer.member.device,
+        shown: Arc::new(peer.certificate.membership().clone()),
+        since: Instant::now(),
         finish,
     };
+    let ends = Watch::new(local, &peer).ended();
+    let mut pace = Pace::new(Instant::now());
     let reader = async {
         loop {
             let frame = match read_frame(&mut read).await {
@@ -94,6 +101,12 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
             let work = server.lock().receive(frame);
             match work {
                 Ok(work) => {
+                    let told = work.iter().any(|work| matches!(work, Work::News(_)));
+                    if told && !pace.allows(Instant::now()) {
+                        return Ended::Violation(
+                            "it tells of the group faster than anything can change".into(),
+                        );
+                    }
                     worker.carry_out(work, &outbox);
                     if outbox.is_full() {
                         return Ended::Violation("it asks and does not read the answers".into());
@@ -113,6 +126,8 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
                 }
                 Finished::Look(request, held) => server.lock().looked(request, held),
                 Finished::Store(request, result) => server.lock().stored(request, result),
+                Finished::News(Ok(answer)) => answer.into_iter().map(Work::Send).collect(),
+                Finished::News(Err(why)) => return Ended::Violation(why),
             };
             worker.carry_out(work, &outbox);
         }
@@ -127,6 +142,7 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
     tokio::select! {
         ended = reader => ended,
         ended = finisher => ended,
+        why = ends => Ended::Violation(why),
         ended = outbox.write_to(&mut write, admission, written) => ended,
     }
 }
@@ -134,8 +150,10 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
 /// Starts store operations.
 struct Worker {
     local: Arc<Local>,
-    /// Public key of the peer.
-    owner: [u8; 32],
+    /// What the peer's certificate states.
+    shown: Arc<Membership>,
+    /// When it was accepted.
+    since: Instant,
     finish: mpsc::Sender<Finished>,
 }
 
@@ -144,16 +162,21 @@ impl Worker {
         for one in work {
             match one {
                 Work::Send(frame) => outbox.put([frame]),
-                Work::Load(loads) => self.start(move |local, _| {
+                Work::Load(loads) => self.start(move |local| {
                     let loaded = loads.into_iter().map(|(request, id)| (request, load(local, &id)));
                     Finished::Load(loaded.collect())
                 }),
-                Work::Look(request, ids) => self.start(move |local, _| {
+                Work::Look(request, ids) => self.start(move |local| {
                     let held = ids.iter().map(|id| local.store.contains(id).unwrap_or(false));
                     Finished::Look(request, held.collect())
                 }),
                 Work::Store(request, id, block) => {
-                    self.start(move |local, owner| Finished::Store(request, keep(local, owner, id, block)))
+                    let owner = self.shown.device;
+                    self.start(move |local| Finished::Store(request, keep(local, owner, id, block)))
+                }
+                Work::News(frame) => {
+                    let (shown, since) = (Arc::clone(&self.shown), self.since);
+                    self.start(move |local| Finished::News(news::answer(local, &shown, since, frame)))
                 }
                 Work::Spent {
                     invitation,
@@ -168,14 +191,14 @@ impl Worker {
         }
     }
 
-    fn start(&self, operation: impl FnOnce(&Local, [u8; 32]) -> Finished + Send + 'static) {
-        let (local, owner, finish) = (Arc::clone(&self.local), self.owner, self.finish.clone());
+    fn start(&self, operation: impl FnOnce(&Local) -> Finished + Send + 'static) {
+        let (local, finish) = (Arc::clone(&self.local), self.finish.clone());
         tokio::spawn(async move {
             let Ok(slot) = Arc::clone(&local.store_slots).acquire_owned().await else {
                 return;
             };
             let done = tokio::task::spawn_blocking(move || {
-                let done = operation(&local, owner);
+                let done = operation(&local);
                 drop(slot);
                 done
             });

@@ -46,6 +46,8 @@ pub(super) enum Work {
         /// The device it admitted.
         device: [u8; 32],
     },
+    /// The peer tells of the group: its roster, statements, its presence, or that it lacks keys.
+    News(Frame),
     /// Send a frame; after a block, call [`Server::written`].
     Send(Frame),
 }
@@ -155,6 +157,10 @@ impl Server {
                     device,
                 }])
             }
+            Frame::Roster { .. }
+            | Frame::Statements { .. }
+            | Frame::Presence { .. }
+            | Frame::KeysWanted { .. } => Ok(vec![Work::News(frame)]),
             _ => Err(Violation("an answer on the asking side of a stream")),
         }
     }

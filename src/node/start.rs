@@ -25,6 +25,7 @@ use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
 use super::exchange::{EVENTS, Exchange, PutDone, ToExchange};
 use super::local::{Command, Identity, Local, keypair};
+use super::members::{Keys, Member, Members};
 use super::peers::{Book, PeerInfo};
 use super::records::Schedule;
 use super::state::{NodeState, StateFile};
@@ -55,6 +56,10 @@ pub struct NodeParts {
     pub clock: Arc<dyn Clock>,
     /// On an admin's device: what is given to those whom it admits.
     pub admit: Option<Arc<dyn Admit>>,
+    /// The device's keys; none: it neither gives any to other members nor takes any.
+    pub keys: Option<Arc<dyn Keys>>,
+    /// What this computer is called, for other members to see; may be empty.
+    pub name: String,
 }
 
 /// A running node.
@@ -75,9 +80,19 @@ impl Node {
         for address in &config.known_peers {
             multiaddr(address)?;
         }
+        let members = Arc::new(Members::open(
+            &identity,
+            &parts.name,
+            Arc::clone(&parts.state),
+            Arc::clone(&parts.clock),
+            parts.admit.clone(),
+            parts.keys,
+            true,
+        )?);
         let desk = match parts.admit {
             Some(admit) => {
-                let desk = Desk::new(admit, Arc::clone(&parts.state)).map_err(NodeError::State)?;
+                let state = Arc::clone(&parts.state);
+                let desk = Desk::new(admit, Arc::clone(&members), state).map_err(NodeError::State)?;
                 Some(Arc::new(desk))
             }
             None => None,
@@ -97,6 +112,7 @@ impl Node {
             announced: Mutex::default(),
             group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
             identity,
+            members,
             store: parts.store,
             clock: parts.clock,
             store_slots: Arc::new(Semaphore::new(STORE_SLOTS)),
@@ -148,6 +164,16 @@ impl Node {
     /// All known peers.
     pub fn peers(&self) -> Result<Vec<PeerInfo>, NodeError> {
         self.ask(Command::Peers)
+    }
+
+    /// Everybody who belongs to the group, and who was removed from it.
+    pub fn members(&self) -> Result<Vec<Member>, NodeError> {
+        Ok(self.local.members.list(&self.peers()?))
+    }
+
+    /// The group as this node knows it. Its calls may block on the disk.
+    pub fn group(&self) -> &Arc<Members> {
+        &self.local.members
     }
 
     /// Addresses at which this device can be reached, in multiaddr form: confirmed ones first, then those it listens on, loopback last.
@@ -227,6 +253,12 @@ impl Fetch for Node {
             Err(_) => {}
         }
     }
+}
+
+/// The members that were remembered when a node last ran with this state, for commands while none does.
+pub fn remembered_peers(device: DeviceId, state: &dyn NodeState) -> Vec<PeerInfo> {
+    let (book, _) = remembered(device, &NodeConfig::default(), state);
+    book.list(|_| (0, 0))
 }
 
 /// What the node knew when it last ran, and what the settings say. What cannot be read is found again.

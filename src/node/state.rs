@@ -12,6 +12,12 @@ pub enum StateFile {
     Peers,
     /// The ledger of used invitations. Losing it would make used tickets count as new.
     Invitations,
+    /// What admins stated of the group. Losing it would let removed devices in until another member is met.
+    Roster,
+    /// The number of the last start. Losing it makes this device look like a copy of itself.
+    Sequence,
+    /// What other members showed of their starts. Losing it costs recognising a copy that shows itself just then.
+    Presences,
     /// Files announced in the DHT. Losing it costs announcing them again.
     Announced,
 }
@@ -22,6 +28,9 @@ impl StateFile {
         match self {
             Self::Peers => "peers",
             Self::Invitations => "invitations",
+            Self::Roster => "roster",
+            Self::Sequence => "sequence",
+            Self::Presences => "presences",
             Self::Announced => "announced",
         }
     }
@@ -39,6 +48,19 @@ pub trait NodeState: Send + Sync + 'static {
 /// Keeps nothing beyond its own life.
 #[derive(Debug, Default)]
 pub struct MemoryState(Mutex<HashMap<StateFile, Vec<u8>>>);
+
+#[cfg(test)]
+impl MemoryState {
+    /// What it keeps, as a copy of a state directory would.
+    pub(super) fn copy(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
+
+    /// Drops one file.
+    pub(super) fn forget(&self, what: StateFile) {
+        self.0.lock().remove(&what);
+    }
+}
 
 impl NodeState for MemoryState {
     fn load(&self, what: StateFile) -> io::Result<Option<Vec<u8>>> {

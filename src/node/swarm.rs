@@ -34,6 +34,8 @@ use super::{admit, link, serve};
 const DIALS: usize = 16;
 /// Changes of addresses are collected for this long before the record is renewed.
 const RECORD_SETTLE: Duration = Duration::from_millis(500);
+/// Changes of the roster are collected for this long before it is published.
+const ROSTER_SETTLE: Duration = Duration::from_secs(3);
 /// Dials that fail this often make us ask the DHT for new addresses.
 const ASK_AFTER: u32 = 2;
 /// Unanswered pings after which a connection counts as dead.
@@ -70,6 +72,10 @@ pub(super) struct Actor {
     pub(super) record_due: Option<Instant>,
     announced_changed: bool,
     prospects: usize,
+    /// Tells of changes of the roster.
+    roster: tokio::sync::watch::Receiver<u64>,
+    /// When the roster is next exchanged through the DHT.
+    pub(super) roster_due: Instant,
 }
 
 impl Actor {
@@ -82,6 +88,8 @@ impl Actor {
         book: Book,
         schedule: Schedule,
     ) -> Self {
+        let mut roster = local.members.subscribe();
+        roster.mark_changed();
         Self {
             swarm,
             local,
@@ -96,6 +104,8 @@ impl Actor {
             record_due: None,
             announced_changed: false,
             prospects: 0,
+            roster,
+            roster_due: Instant::now(),
         }
     }
 
@@ -233,11 +243,24 @@ impl Actor {
     }
 
     fn on_tick(&mut self) {
+        if self.roster.has_changed().unwrap_or(false) {
+            self.roster.mark_unchanged();
+            let members = Arc::clone(&self.local.members);
+            self.book.retain(|device| !members.is_removed(device));
+            self.roster_due = self.roster_due.min(Instant::now() + ROSTER_SETTLE);
+        }
+        if self.local.members.has_mail() {
+            let members = Arc::clone(&self.local.members);
+            tokio::task::spawn_blocking(move || members.open_mail());
+        }
         self.dial_due();
         self.take_announced();
         // Alone there is nobody to tell; all stays due.
         if self.connections.values().any(|c| c.member.is_some()) {
             self.announce_due();
+            if self.roster_due <= Instant::now() && self.queries.len() < QUERIES {
+                self.exchange_roster();
+            }
         }
         if self.record_due.is_some_and(|at| at <= Instant::now()) {
             self.publish_record();
@@ -489,6 +512,9 @@ impl Actor {
         let mut files = Vec::new();
         if let Some(bytes) = self.book.take_changed() {
             files.push((StateFile::Peers, bytes));
+        }
+        if let Some(bytes) = self.local.members.take_unsaved() {
+            files.push((StateFile::Presences, bytes));
         }
         if std::mem::take(&mut self.announced_changed) {
             files.push((

@@ -1,6 +1,7 @@
 //! Several computers: namespaces joined by a cable, each with a daemon of its own.
 
 mod hanging;
+mod members;
 mod pair;
 mod speed;
 mod strangers;

@@ -4,6 +4,7 @@
 //! error that names the file. Secrets may be sealed under a passphrase. Written by `daemon` at init and join, read at every start.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -21,13 +22,15 @@ pub struct Keyring {
     /// This device.
     pub device: DeviceKey,
     /// What reading takes; a host has none.
-    pub volume: Option<VolumeKeys>,
+    pub volume: Option<Arc<VolumeKeys>>,
     /// What everything is derived from; only an admin has it.
     pub root: Option<RootSecret>,
     /// The public key of the group.
     pub group_public: [u8; 32],
     /// What shows others that this device belongs.
     pub certificate: Certificate,
+    /// What the secrets are sealed under, so that those that come later are as well.
+    pub passphrase: Option<Arc<Passphrase>>,
 }
 
 /// Why the keys cannot be used.
@@ -64,13 +67,27 @@ impl StateDir {
     pub fn write_keys(&self, keys: &Keyring, passphrase: Option<&Passphrase>) -> Result<(), KeysError> {
         self.write_device_key(&keys.device, passphrase)?;
         if let Some(volume) = &keys.volume {
-            self.write_secret(VOLUME, KeyKind::Volume, &volume.encode(), passphrase)?;
+            self.write_volume_keys(volume, passphrase)?;
         }
         if let Some(root) = &keys.root {
-            self.write_secret(ROOT, KeyKind::Root, root.as_bytes(), passphrase)?;
+            self.write_root(root, passphrase)?;
         }
         files::replace(&self.key_path(GROUP), &keys.group_public)?;
         self.write_certificate(&keys.certificate)
+    }
+
+    /// Replaces the volume keys: there is a new epoch.
+    pub fn write_volume_keys(
+        &self,
+        volume: &VolumeKeys,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<(), KeysError> {
+        self.write_secret(VOLUME, KeyKind::Volume, &volume.encode(), passphrase)
+    }
+
+    /// Writes the root secret: the device became an admin.
+    pub fn write_root(&self, root: &RootSecret, passphrase: Option<&Passphrase>) -> Result<(), KeysError> {
+        self.write_secret(ROOT, KeyKind::Root, root.as_bytes(), passphrase)
     }
 
     /// Writes the device key alone: all that there is before a group has answered.
@@ -136,10 +153,11 @@ impl StateDir {
             })?;
         Ok(Keyring {
             device,
-            volume,
+            volume: volume.map(Arc::new),
             root,
             group_public,
             certificate,
+            passphrase: None,
         })
     }
 

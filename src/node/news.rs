@@ -1,0 +1,229 @@
+//! What the two sides of a connection tell each other of the group, beside blocks: rosters, presences, keys.
+//!
+//! Digests first, then what the other one lacks: each side shows its digest on the stream that it opened, gets the names of the statements
+//! that the other has, and pushes those beyond. Invariant: a connection whose peer the roster no longer allows, or allows something else
+//! than when it began, ends here, on both of its streams, as soon as the roster says so. Used by `link` and `serve`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::keys::Certificate;
+use crate::keys::certificate::Membership;
+
+use super::client::{Ask, Reply};
+use super::frame::{Frame, Gift, STATEMENTS_AT_ONCE};
+use super::handshake::Peer;
+use super::local::Local;
+
+/// How often it is seen whether keys are missing.
+const TICK: Duration = Duration::from_secs(15);
+/// How many ticks until the presence is shown again, and a member that no statement speaks of is entered into the roster.
+const SHOWN_AGAIN: u32 = 4;
+/// Changes of the roster are collected for this long before its digest is shown.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Frames of this kind that a peer may send at once, and per second on average.
+const BURST: f64 = 128.0;
+const RATE: f64 = 40.0;
+
+/// The asking side's part.
+pub(super) struct Teller {
+    local: Arc<Local>,
+    watch: Watch,
+    certificate: Certificate,
+    tick: Interval,
+    ticks: u32,
+}
+
+impl Teller {
+    /// For a connection to this peer.
+    pub(super) fn new(local: &Arc<Local>, peer: &Peer) -> Self {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            local: Arc::clone(local),
+            watch: Watch::new(local, peer),
+            certificate: peer.certificate.clone(),
+            tick,
+            ticks: 0,
+        }
+    }
+
+    /// Waits for the next thing to tell; an error is why the connection has to end.
+    pub(super) async fn next(&mut self) -> Result<Vec<Ask>, String> {
+        let members = &self.local.members;
+        let mut asks = Vec::new();
+        tokio::select! {
+            changed = self.watch.changed() => {
+                changed?;
+                tokio::time::sleep(SETTLE).await;
+                asks.push(Ask::Roster(members.digest()));
+            }
+            _ = self.tick.tick() => {
+                // The first tick comes at once.
+                if self.ticks.is_multiple_of(SHOWN_AGAIN) {
+                    asks.push(Ask::Presence(members.presence()));
+                    asks.push(Ask::Roster(members.digest()));
+                }
+                if self.ticks == SHOWN_AGAIN {
+                    let (local, certificate) = (Arc::clone(&self.local), self.certificate.clone());
+                    tokio::task::spawn_blocking(move || local.members.adopt(&certificate));
+                }
+                self.ticks = self.ticks.wrapping_add(1);
+            }
+        }
+        if let Some((newest, root)) = members.keys_wanted(self.watch.member.role) {
+            asks.push(Ask::Keys(newest, root));
+        }
+        Ok(asks)
+    }
+
+    /// What follows from an answer of this kind: more to tell, or why the peer is at fault. Other replies come back.
+    pub(super) async fn take(local: &Arc<Local>, reply: Reply) -> Result<Vec<Ask>, Result<Reply, String>> {
+        match reply {
+            Reply::Known(ids) => {
+                let beyond = local.members.beyond(ids);
+                let batches = beyond.chunks(STATEMENTS_AT_ONCE);
+                Ok(batches.map(|batch| Ask::Statements(batch.to_vec())).collect())
+            }
+            Reply::Seen(presence) => blocking(local, move |local| local.members.note_own(&presence))
+                .await
+                .map(|()| Vec::new())
+                .map_err(|e| Err(e.to_string())),
+            Reply::Keys(gift) => {
+                let taken = blocking(local, move |local| local.members.take_keys(&gift.0)).await;
+                if let Err(e) = taken {
+                    tracing::warn!("keys that a member gave are not used: {e}");
+                }
+                Ok(Vec::new())
+            }
+            other => Err(Ok(other)),
+        }
+    }
+}
+
+async fn blocking<E: Send + 'static>(
+    local: &Arc<Local>,
+    work: impl FnOnce(&Local) -> Result<(), E> + Send + 'static,
+) -> Result<(), E> {
+    let local = Arc::clone(local);
+    let done = tokio::task::spawn_blocking(move || work(&local)).await;
+    // Ended with the runtime: nothing is lost that would not be told again.
+    done.unwrap_or(Ok(()))
+}
+
+/// Whether the peer of a connection is still who it was when the connection began.
+pub(super) struct Watch {
+    local: Arc<Local>,
+    shown: Membership,
+    member: Membership,
+    changed: watch::Receiver<u64>,
+}
+
+impl Watch {
+    /// For a connection to this peer.
+    pub(super) fn new(local: &Arc<Local>, peer: &Peer) -> Self {
+        Self {
+            local: Arc::clone(local),
+            shown: peer.certificate.membership().clone(),
+            member: peer.member.clone(),
+            changed: {
+                let mut changed = local.members.subscribe();
+                // What came between the handshake and now is looked at, too.
+                changed.mark_changed();
+                changed
+            },
+        }
+    }
+
+    /// Waits for a change of the roster; an error is why the connection has to end.
+    pub(super) async fn changed(&mut self) -> Result<(), String> {
+        if self.changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let now = self.local.members.judge(&self.shown)?;
+        if now.role != self.member.role {
+            return Err(format!(
+                "it is a {} now, no {} any more",
+                now.role, self.member.role
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection has to end; why.
+    pub(super) async fn ended(mut self) -> String {
+        loop {
+            if let Err(why) = self.changed().await {
+                return why;
+            }
+        }
+    }
+}
+
+/// Bounds what a peer may tell.
+pub(super) struct Pace {
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    /// A full allowance.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: BURST, at: now }
+    }
+
+    /// Whether one more frame is within bounds.
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed * RATE).min(BURST) - 1.0;
+        self.at = now;
+        self.left >= 0.0
+    }
+}
+
+/// Answers a frame of this kind; an error is the peer's fault. Blocks on the disk.
+pub(super) fn answer(
+    local: &Local,
+    shown: &Membership,
+    since: Instant,
+    frame: Frame,
+) -> Result<Option<Frame>, String> {
+    let members = &local.members;
+    Ok(match frame {
+        Frame::Roster { digest } => members.known(&digest).map(|ids| Frame::Known { ids }),
+        Frame::Statements { statements } => {
+            members.hear(&statements).map_err(|e| e.to_string())?;
+            None
+        }
+        Frame::Presence { presence } => {
+            let device = crate::keys::device_id(&shown.device);
+            let before = members.note_presence(&presence, &device, since);
+            before
+                .map_err(|e| e.to_string())?
+                .map(|presence| Frame::Seen { presence })
+        }
+        Frame::KeysWanted { newest, root } => members
+            .give(shown, newest, root)
+            .map(|gift| Frame::Keys { gift: Gift(gift) }),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_out_of_bounds_and_an_honest_rate_never_is() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert!((0..BURST as u32).all(|_| pace.allows(start)));
+        assert!(!pace.allows(start));
+        let mut pace = Pace::new(start);
+        // One digest for each settled change, for an hour.
+        assert!((0..36_000).all(|n| pace.allows(start + SETTLE * n)));
+    }
+}
