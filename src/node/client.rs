@@ -38,6 +38,13 @@ pub(super) enum Ask {
         /// The block.
         block: Bytes,
     },
+    /// To answer a message of our replication; `token` returns in the reply.
+    Say {
+        /// Chosen by the asker.
+        token: u64,
+        /// The message.
+        body: Bytes,
+    },
     /// Not to bother about a block any more.
     Cancel(BlockId),
     /// Tells an admin that an invitation was used.
@@ -74,10 +81,10 @@ pub(super) enum Reply {
     Failed(BlockId, String),
     /// Which of the blocks it has.
     Held(Vec<(BlockId, bool)>),
-    /// It keeps the block of this token; the receipt is not verified yet.
-    Receipt(u64, BlockId, Vec<u8>),
-    /// It does not keep the block of this token.
-    PutFailed(u64, String),
+    /// What the errand of this token brought: nothing for a PUT, the answer to a message.
+    Done(u64, Bytes),
+    /// The errand of this token failed.
+    NotDone(u64, String),
     /// Its roster differs from ours and has these statements.
     Known(Vec<StatementId>),
     /// It was shown this presence of ours before, which does not go with the present one.
@@ -89,7 +96,8 @@ pub(super) enum Reply {
 enum Pending {
     Get { id: BlockId, cancelled: bool },
     Have(Vec<BlockId>),
-    Put { token: u64, id: BlockId },
+    Put { token: u64 },
+    Say { token: u64 },
 }
 
 /// State of the asking side of a stream.
@@ -135,9 +143,13 @@ impl Client {
                 vec![Frame::Have { request, ids }]
             }
             Ask::Put { token, id, block } => {
-                let request = self.register(Pending::Put { token, id });
+                let request = self.register(Pending::Put { token });
                 self.waiting.push_back((request, id, block));
                 self.release_puts()
+            }
+            Ask::Say { token, body } => {
+                let request = self.register(Pending::Say { token });
+                vec![Frame::Say { request, body }]
             }
             Ask::Cancel(wanted) => {
                 let found = self.pending.iter_mut().find_map(|(request, p)| match p {
@@ -203,12 +215,14 @@ impl Client {
             Frame::Busy { request, retry_ms } => match self.take(request)? {
                 Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Busy(id, retry_ms)),
                 Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
-                Pending::Put { token, .. } => Some(Reply::PutFailed(token, "the peer is busy".into())),
+                Pending::Put { token } | Pending::Say { token } => {
+                    Some(Reply::NotDone(token, "the peer is busy".into()))
+                }
             },
             Frame::Error { request, text, .. } => match self.take(request)? {
                 Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Failed(id, text)),
                 Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
-                Pending::Put { token, .. } => Some(Reply::PutFailed(token, text)),
+                Pending::Put { token } | Pending::Say { token } => Some(Reply::NotDone(token, text)),
             },
             Frame::Held { request, held } => match self.take(request)? {
                 Pending::Have(ids) if ids.len() == held.len() => {
@@ -216,9 +230,13 @@ impl Client {
                 }
                 _ => return Err(Violation("HELD does not fit what was asked")),
             },
-            Frame::Receipt { request, receipt } => match self.take(request)? {
-                Pending::Put { token, id } => Some(Reply::Receipt(token, id, receipt)),
-                _ => return Err(Violation("a RECEIPT for what was not put")),
+            Frame::Stored { request } => match self.take(request)? {
+                Pending::Put { token } => Some(Reply::Done(token, Bytes::new())),
+                _ => return Err(Violation("STORED for what was not put")),
+            },
+            Frame::Said { request, body } => match self.take(request)? {
+                Pending::Say { token } => Some(Reply::Done(token, body)),
+                _ => return Err(Violation("SAID to what was not said")),
             },
             Frame::Credit { bytes } => {
                 self.credit = self.credit.saturating_add(u64::from(bytes));
@@ -252,6 +270,7 @@ impl Client {
             | Frame::Have { .. }
             | Frame::Get { .. }
             | Frame::Put { .. }
+            | Frame::Say { .. }
             | Frame::Spent { .. } => {
                 return Err(Violation("a request on the answering side of a stream"));
             }

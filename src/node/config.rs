@@ -24,8 +24,6 @@ pub struct NodeConfig {
     pub idle_timeout: Duration,
     /// Most connections at one time.
     pub connections_max: u32,
-    /// How long a block that others placed here is promised to stay, in its receipt.
-    pub lease: Duration,
 }
 
 impl Default for NodeConfig {
@@ -41,7 +39,6 @@ impl Default for NodeConfig {
             hello_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             connections_max: 512,
-            lease: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }

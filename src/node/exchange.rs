@@ -1,8 +1,9 @@
 //! The task that decides who is asked for what: it feeds `fetch` with what happens and carries its actions out.
 //!
-//! Invariant: every `FetchDone` and every `PutDone` that reaches this task is called exactly once, also when the node shuts down.
+//! Invariant: every `FetchDone` and every `Done` that reaches this task is called exactly once, also when the node shuts down.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,13 +17,10 @@ use crate::store::{FetchDone, FetchError, Want};
 use super::client::{Ask, Reply};
 use super::fetch::{Action, Engine, Event, LinkId};
 use super::local::Command;
-use super::receipt::Receipt;
+use super::partner::{Done, Partner};
 
 /// Events that wait for the exchange.
 pub(super) const EVENTS: usize = 8192;
-
-/// Called exactly once with the result of a PUT, on a thread that must not be blocked.
-pub type PutDone = Box<dyn FnOnce(Result<Receipt, String>) + Send>;
 
 /// What the exchange hears.
 pub(super) enum ToExchange {
@@ -39,8 +37,21 @@ pub(super) enum ToExchange {
         /// By when.
         deadline: Instant,
         /// Who wants to know.
-        done: PutDone,
+        done: Done,
     },
+    /// Bring a message to a device.
+    Say {
+        /// The device.
+        device: DeviceId,
+        /// The message.
+        body: Bytes,
+        /// By when the answer is to be there.
+        deadline: Instant,
+        /// Who wants to know.
+        done: Done,
+    },
+    /// Tell this one who is reachable, now and from now on.
+    Partner(Arc<dyn Partner>),
     /// A stream to a member is ready.
     LinkUp {
         /// The stream.
@@ -81,11 +92,11 @@ struct Link {
     asks: mpsc::Sender<Ask>,
 }
 
-struct Placing {
+/// A PUT or a message on its way.
+struct Errand {
     link: LinkId,
-    device: DeviceId,
     deadline: Instant,
-    done: PutDone,
+    done: Done,
 }
 
 /// The task's state.
@@ -93,24 +104,23 @@ pub(super) struct Exchange {
     engine: Engine,
     links: BTreeMap<LinkId, Link>,
     waiters: HashMap<u64, FetchDone>,
-    placing: HashMap<u64, Placing>,
+    errands: HashMap<u64, Errand>,
+    partner: Option<Arc<dyn Partner>>,
     next: u64,
     actor: mpsc::Sender<Command>,
     /// What an admin tells other admins when they connect.
-    ledger: Option<std::sync::Arc<super::admit::Desk>>,
+    ledger: Option<Arc<super::admit::Desk>>,
 }
 
 impl Exchange {
     /// A new exchange.
-    pub(super) fn new(
-        actor: mpsc::Sender<Command>,
-        ledger: Option<std::sync::Arc<super::admit::Desk>>,
-    ) -> Self {
+    pub(super) fn new(actor: mpsc::Sender<Command>, ledger: Option<Arc<super::admit::Desk>>) -> Self {
         Self {
             engine: Engine::default(),
             links: BTreeMap::new(),
             waiters: HashMap::new(),
-            placing: HashMap::new(),
+            errands: HashMap::new(),
+            partner: None,
             next: 1,
             actor,
             ledger,
@@ -120,7 +130,7 @@ impl Exchange {
     /// Runs until `Shutdown` or until nobody can send any more.
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<ToExchange>) {
         loop {
-            let puts = self.placing.values().map(|p| p.deadline).min();
+            let puts = self.errands.values().map(|p| p.deadline).min();
             let wakeup = self.engine.wakeup().into_iter().chain(puts).min();
             let sleep = async {
                 match wakeup {
@@ -133,7 +143,7 @@ impl Exchange {
                 event = events.recv() => event,
                 () = sleep => {
                     self.drive(Event::Tick);
-                    self.expire_puts();
+                    self.expire_errands();
                     continue;
                 }
             };
@@ -162,7 +172,20 @@ impl Exchange {
                 block,
                 deadline,
                 done,
-            } => self.put(device, id, block, deadline, done),
+            } => self.send(device, deadline, done, |token| Ask::Put { token, id, block }),
+            ToExchange::Say {
+                device,
+                body,
+                deadline,
+                done,
+            } => self.send(device, deadline, done, |token| Ask::Say { token, body }),
+            ToExchange::Partner(partner) => {
+                let devices: BTreeSet<DeviceId> = self.links.values().map(|link| link.device).collect();
+                for device in devices {
+                    partner.reachable(device, true);
+                }
+                self.partner = Some(partner);
+            }
             ToExchange::LinkUp {
                 link,
                 device,
@@ -177,6 +200,11 @@ impl Exchange {
                         let _ = asks.try_send(ask);
                     }
                 }
+                if !self.is_linked(&device)
+                    && let Some(partner) = &self.partner
+                {
+                    partner.reachable(device, true);
+                }
                 self.links.insert(link, Link { device, role, asks });
                 self.drive(Event::LinkUp {
                     link,
@@ -185,20 +213,20 @@ impl Exchange {
                 });
             }
             ToExchange::LinkDown(link) => {
-                self.links.remove(&link);
+                self.unlink(link);
                 let lost: Vec<u64> = self
-                    .placing
+                    .errands
                     .iter()
                     .filter(|(_, p)| p.link == link)
                     .map(|(token, _)| *token)
                     .collect();
                 for token in lost {
-                    self.placed(token, Err("the connection was lost".into()));
+                    self.done(token, Err("the connection was lost".into()));
                 }
                 self.drive(Event::LinkDown(link));
             }
-            ToExchange::Reply(_, Reply::Receipt(token, id, receipt)) => self.receipt(token, id, &receipt),
-            ToExchange::Reply(_, Reply::PutFailed(token, why)) => self.placed(token, Err(why)),
+            ToExchange::Reply(_, Reply::Done(token, body)) => self.done(token, Ok(body)),
+            ToExchange::Reply(_, Reply::NotDone(token, why)) => self.done(token, Err(why)),
             ToExchange::Reply(link, reply) => self.drive(Event::Reply(link, reply)),
             ToExchange::LookedUp(root) => self.drive(Event::LookedUp(root)),
             ToExchange::Prospects(count) => self.drive(Event::Prospects(count)),
@@ -236,7 +264,7 @@ impl Exchange {
                             .is_some_and(|l| l.asks.try_send(ask).is_ok());
                         if !sent {
                             // Its task ended, or does not keep up: forget the stream, which ends it.
-                            self.links.remove(&link);
+                            self.unlink(link);
                             events.push(Event::LinkDown(link));
                         }
                     }
@@ -259,58 +287,54 @@ impl Exchange {
         }
     }
 
-    fn put(&mut self, device: DeviceId, id: BlockId, block: Bytes, deadline: Instant, done: PutDone) {
+    fn is_linked(&self, device: &DeviceId) -> bool {
+        self.links.values().any(|link| link.device == *device)
+    }
+
+    /// Forgets a stream, and tells the partner when it was the last one to its device.
+    fn unlink(&mut self, link: LinkId) {
+        if let Some(link) = self.links.remove(&link)
+            && !self.is_linked(&link.device)
+            && let Some(partner) = &self.partner
+        {
+            partner.reachable(link.device, false);
+        }
+    }
+
+    fn send(&mut self, device: DeviceId, deadline: Instant, done: Done, ask: impl FnOnce(u64) -> Ask) {
         let token = self.number();
         let Some((link, state)) = self.links.iter().find(|(_, l)| l.device == device) else {
             done(Err(format!("device {} is not connected", device.short())));
             return;
         };
-        if state.asks.try_send(Ask::Put { token, id, block }).is_err() {
+        if state.asks.try_send(ask(token)).is_err() {
             done(Err(format!("device {} does not keep up", device.short())));
             return;
         }
-        let placing = Placing {
+        let errand = Errand {
             link: *link,
-            device,
             deadline,
             done,
         };
-        self.placing.insert(token, placing);
+        self.errands.insert(token, errand);
     }
 
-    fn receipt(&mut self, token: u64, id: BlockId, bytes: &[u8]) {
-        let Some(placing) = self.placing.get(&token) else {
-            return;
-        };
-        let result = match Receipt::decode(bytes) {
-            Ok(receipt)
-                if receipt.verify()
-                    && receipt.block == id
-                    && super::local::device_of(&receipt.holder) == placing.device =>
-            {
-                Ok(receipt)
-            }
-            _ => Err("its receipt is not valid".into()),
-        };
-        self.placed(token, result);
-    }
-
-    fn placed(&mut self, token: u64, result: Result<Receipt, String>) {
-        if let Some(placing) = self.placing.remove(&token) {
-            (placing.done)(result);
+    fn done(&mut self, token: u64, result: Result<Bytes, String>) {
+        if let Some(errand) = self.errands.remove(&token) {
+            (errand.done)(result);
         }
     }
 
-    fn expire_puts(&mut self) {
+    fn expire_errands(&mut self) {
         let now = Instant::now();
         let late: Vec<u64> = self
-            .placing
+            .errands
             .iter()
             .filter(|(_, p)| p.deadline <= now)
             .map(|(token, _)| *token)
             .collect();
         for token in late {
-            self.placed(token, Err("no receipt in time".into()));
+            self.done(token, Err("no answer in time".into()));
         }
     }
 
@@ -319,15 +343,17 @@ impl Exchange {
         while let Ok(event) = events.try_recv() {
             match event {
                 ToExchange::Want(_, _, done) => done(Err(FetchError::Closed)),
-                ToExchange::Put { done, .. } => done(Err("shutting down".into())),
+                ToExchange::Put { done, .. } | ToExchange::Say { done, .. } => {
+                    done(Err("shutting down".into()))
+                }
                 _ => {}
             }
         }
         for (_, done) in self.waiters.drain() {
             done(Err(FetchError::Closed));
         }
-        for (_, placing) in self.placing.drain() {
-            (placing.done)(Err("shutting down".into()));
+        for (_, errand) in self.errands.drain() {
+            (errand.done)(Err("shutting down".into()));
         }
     }
 }

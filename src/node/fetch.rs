@@ -269,8 +269,7 @@ impl Engine {
                 }
             }
             // Not about blocks that are wanted.
-            Reply::Receipt(..) | Reply::PutFailed(..) | Reply::Known(_) | Reply::Seen(_) | Reply::Keys(_) => {
-            }
+            Reply::Done(..) | Reply::NotDone(..) | Reply::Known(_) | Reply::Seen(_) | Reply::Keys(_) => {}
         }
     }
 

@@ -27,8 +27,10 @@ pub const HAVE_MAX: usize = 256;
 pub const TEXT_MAX: usize = 256;
 /// Most statements in one STATEMENTS.
 pub const STATEMENTS_AT_ONCE: usize = 128;
-/// Longest receipt, in bytes.
-pub const RECEIPT_MAX: usize = 256;
+/// Longest SAY, in bytes: what one member's replication says to another's, see `replica::wire`.
+pub const SAY_MAX: usize = 16 << 10;
+/// Longest SAID, in bytes: the answer to the longest audit.
+pub const SAID_MAX: usize = 256 << 10;
 
 const HELLO: u8 = 1;
 const HAVE: u8 = 2;
@@ -37,7 +39,7 @@ const GET: u8 = 4;
 const DATA: u8 = 5;
 const MISSING: u8 = 6;
 const PUT: u8 = 7;
-const RECEIPT: u8 = 8;
+const STORED: u8 = 8;
 const CANCEL: u8 = 9;
 const BUSY: u8 = 10;
 const ERROR: u8 = 11;
@@ -50,6 +52,8 @@ const PRESENCE: u8 = 17;
 const SEEN: u8 = 18;
 const KEYS_WANTED: u8 = 19;
 const KEYS: u8 = 20;
+const SAY: u8 = 21;
+const SAID: u8 = 22;
 
 /// Why a request was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,12 +155,10 @@ pub enum Frame {
         /// The block.
         block: Bytes,
     },
-    /// Answer to PUT: it is on disk. See `receipt`.
-    Receipt {
+    /// Answer to PUT: it is stored, though not for long unless a lease is asked for it.
+    Stored {
         /// Request id.
         request: u32,
-        /// The signed receipt.
-        receipt: Vec<u8>,
     },
     /// Forget this request. May cross with its answer.
     Cancel {
@@ -230,6 +232,20 @@ pub enum Frame {
         /// What a new member of that role would be given, at most [`PAYLOAD_MAX`] bytes.
         gift: Gift,
     },
+    /// A message of the sender's replication to ours.
+    Say {
+        /// Request id.
+        request: u32,
+        /// At most [`SAY_MAX`] bytes.
+        body: Bytes,
+    },
+    /// Answer to SAY.
+    Said {
+        /// Request id.
+        request: u32,
+        /// At most [`SAID_MAX`] bytes.
+        body: Bytes,
+    },
 }
 
 /// The five bytes before a frame's body.
@@ -251,9 +267,8 @@ impl Head {
             HELD => 4 + 2 + HAVE_MAX / 8,
             GET => 4 + 32,
             DATA => 4 + BLOCK_MAX,
-            MISSING | CANCEL => 4,
+            MISSING | CANCEL | STORED => 4,
             PUT => 4 + 32 + BLOCK_MAX,
-            RECEIPT => 4 + 2 + RECEIPT_MAX,
             BUSY => 8,
             ERROR => 4 + 2 + 2 + TEXT_MAX,
             CREDIT => 4,
@@ -264,6 +279,8 @@ impl Head {
             PRESENCE | SEEN => 2 + PRESENCE_MAX,
             KEYS_WANTED => 4 + 1,
             KEYS => 4 + PAYLOAD_MAX,
+            SAY => 4 + SAY_MAX,
+            SAID => 4 + SAID_MAX,
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         let body_len = len
@@ -334,10 +351,16 @@ impl Frame {
                 r.take(block.len())?;
                 Self::Put { request, id, block }
             }
-            RECEIPT => Self::Receipt {
-                request: r.u32()?,
-                receipt: r.bytes16(RECEIPT_MAX)?.to_vec(),
-            },
+            STORED => Self::Stored { request: r.u32()? },
+            SAY | SAID => {
+                let request = r.u32()?;
+                let said = body.slice(body.len() - r.remaining()..);
+                r.take(said.len())?;
+                match head.kind {
+                    SAY => Self::Say { request, body: said },
+                    _ => Self::Said { request, body: said },
+                }
+            }
             CANCEL => Self::Cancel { request: r.u32()? },
             BUSY => Self::Busy {
                 request: r.u32()?,
@@ -444,9 +467,9 @@ impl Frame {
                 tail = Some(block);
                 PUT
             }
-            Self::Receipt { request, receipt } => {
-                w.u32(*request).bytes16(receipt);
-                RECEIPT
+            Self::Stored { request } => {
+                w.u32(*request);
+                STORED
             }
             Self::Cancel { request } => {
                 w.u32(*request);
@@ -511,6 +534,16 @@ impl Frame {
             Self::Keys { gift } => {
                 w.bytes32(&gift.0);
                 KEYS
+            }
+            Self::Say { request, body } => {
+                w.u32(*request);
+                tail = Some(body);
+                SAY
+            }
+            Self::Said { request, body } => {
+                w.u32(*request);
+                tail = Some(body);
+                SAID
             }
         };
         let fixed = w.into_vec();

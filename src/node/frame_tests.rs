@@ -116,7 +116,15 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (any::<u32>(), block.clone()).prop_map(|(request, block)| Frame::Data { request, block }),
         any::<u32>().prop_map(|request| Frame::Missing { request }),
         (any::<u32>(), id, block).prop_map(|(request, id, block)| Frame::Put { request, id, block }),
-        (any::<u32>(), bytes).prop_map(|(request, receipt)| Frame::Receipt { request, receipt }),
+        any::<u32>().prop_map(|request| Frame::Stored { request }),
+        (any::<u32>(), bytes.clone()).prop_map(|(request, body)| Frame::Say {
+            request,
+            body: body.into()
+        }),
+        (any::<u32>(), bytes).prop_map(|(request, body)| Frame::Said {
+            request,
+            body: body.into()
+        }),
         any::<u32>().prop_map(|request| Frame::Cancel { request }),
         (any::<u32>(), any::<u32>()).prop_map(|(request, retry_ms)| Frame::Busy { request, retry_ms }),
         (any::<u32>(), 1u16..5, "[a-zé]{0,40}").prop_map(|(request, code, text)| Frame::Error {

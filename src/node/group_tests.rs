@@ -10,13 +10,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
+use super::partner::{Answer, Partner};
 use super::*;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
-use crate::base::{BlockId, RootId, StoreId};
+use crate::base::{BlockId, DeviceId, RootId, StoreId};
 use crate::keys::{
     AdminAddress, Certificate, DeviceKey, Draft, GroupKey, Membership, Role, RootSecret, Statement, Ticket,
 };
-use crate::store::{BlockStore, Fetch, FetchError, MemoryStore, Put, PutKind, Want};
+use crate::store::{BlockStore, CheckedBlock, Fetch, FetchError, MemoryStore, Put, PutKind, Want};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -323,8 +324,37 @@ fn another_group_and_an_expired_certificate_get_nothing_and_the_log_says_so() {
     assert_eq!(connected(&node_a), 0);
 }
 
+/// Keeps what it is given, and answers every message with who sent it and what it said.
+struct TestPartner(Arc<dyn BlockStore>, std::sync::mpsc::Sender<(DeviceId, bool)>);
+
+impl Partner for TestPartner {
+    fn keep(&self, _: DeviceId, block: CheckedBlock) -> Result<(), String> {
+        let put = Put {
+            id: *block.id(),
+            bytes: block.bytes().clone(),
+            kind: PutKind::Cached,
+            plain: None,
+        };
+        self.0
+            .put(vec![put])
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
+    fn hear(&self, from: &Membership, body: Bytes, answer: Answer) {
+        // A message that is not answered is told so.
+        if body != "silence" {
+            answer([from.role.to_string().as_bytes(), b" says ", &body].concat());
+        }
+    }
+
+    fn reachable(&self, device: DeviceId, reachable: bool) {
+        let _ = self.1.send((device, reachable));
+    }
+}
+
 #[test]
-fn placing_blocks_needs_a_writer_and_gives_a_receipt() {
+fn placing_blocks_needs_a_writer_and_messages_reach_the_partner() {
     let group = group(7);
     let host = Member::new(&group, Role::Host);
     let node_host = host.start();
@@ -336,23 +366,35 @@ fn placing_blocks_needs_a_writer_and_gives_a_receipt() {
         node.put(node_host.device(), BlockId::of(&bytes), bytes, deadline, done);
         told.recv().unwrap()
     };
+    let say = |node: &Node, body: &'static str| {
+        let (tell, told) = channel();
+        let done = Box::new(move |result| tell.send(result).unwrap());
+        node.say(node_host.device(), body.into(), Instant::now() + PATIENCE, done);
+        told.recv().unwrap()
+    };
     let writer = Member::new(&group, Role::Writer).knowing(&node_host);
     let node_writer = writer.start();
-    assert!(put(&node_writer, 1).unwrap_err().contains("not connected") || connected(&node_writer) == 1);
-    assert!(eventually(
-        || connected(&node_writer) == 1 && put(&node_writer, 1).is_ok()
-    ));
-    let receipt: Receipt = put(&node_writer, 2).unwrap();
-    assert!(
-        receipt.verify() && receipt.holder == host.key().public() && receipt.owner == writer.key().public()
+    assert!(eventually(|| {
+        put(&node_writer, 1).is_err_and(|why| why.contains("keeps nothing for others"))
+    }));
+    let (tell, told) = channel();
+    node_host.set_partner(Arc::new(TestPartner(Arc::clone(&host.store), tell)));
+    assert_eq!(told.recv_timeout(PATIENCE), Ok((node_writer.device(), true)));
+    assert_eq!(put(&node_writer, 2), Ok(Bytes::new()));
+    assert_eq!(
+        host.store.get(&BlockId::of(&block(2))).unwrap().unwrap(),
+        block(2)
     );
-    assert!(receipt.until >= SystemClock.now() + 29 * 24 * 3600);
-    assert_eq!(host.store.get(&receipt.block).unwrap().unwrap(), block(2));
+    assert_eq!(say(&node_writer, "hello"), Ok(Bytes::from("writer says hello")));
+    assert_eq!(say(&node_writer, "silence"), Err("no answer".into()));
     let node_reader = Member::new(&group, Role::Reader).knowing(&node_host).start();
     assert!(eventually(|| {
         put(&node_reader, 3).is_err_and(|why| why.contains("a reader may not place blocks"))
     }));
     assert_eq!(host.store.get(&BlockId::of(&block(3))).unwrap(), None);
+    assert_eq!(told.recv_timeout(PATIENCE), Ok((node_reader.device(), true)));
+    node_writer.shutdown();
+    assert_eq!(told.recv_timeout(PATIENCE), Ok((writer.key().id(), false)));
 }
 
 /// Admits with the group key at hand, as the daemon of an admin does.

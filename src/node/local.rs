@@ -1,7 +1,7 @@
 //! What this device is, and what its stream tasks share: identity, store, clock, limits, and the ways to the swarm actor and the exchange.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -21,6 +21,7 @@ use super::admit::Desk;
 use super::exchange::ToExchange;
 use super::fetch::LinkId;
 use super::members::Members;
+use super::partner::Partner;
 use super::peers::PeerInfo;
 
 /// Who this device is.
@@ -49,8 +50,8 @@ pub(super) struct Local {
     pub(super) store_slots: Arc<Semaphore>,
     /// How long a handshake may take.
     pub(super) hello_timeout: Duration,
-    /// How long a block that others put here is promised to stay.
-    pub(super) lease: Duration,
+    /// Who keeps blocks for others, once it is known.
+    pub(super) partner: OnceLock<Arc<dyn Partner>>,
     /// Where devices with tickets are admitted, on an admin's device.
     pub(super) desk: Option<Arc<Desk>>,
     /// Files that are to be announced and that the swarm actor has not seen yet.

@@ -1,10 +1,10 @@
 //! The task of a block stream that a peer opened: checks its certificate, then answers it, with `server` as its brain.
 //!
-//! Invariant: the store is only touched on blocking threads, a bounded number of them for all peers together; a receipt is signed only
-//! after the store has synced the block.
+//! Invariant: the store is only touched on blocking threads, a bounded number of them for all peers together. What others want kept goes to
+//! the [`Partner`](super::partner::Partner), where there is one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::AsyncReadExt;
@@ -12,29 +12,33 @@ use futures::io::BufReader;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::base::BlockId;
+use crate::base::{BlockId, DeviceId};
 use crate::keys::certificate::Membership;
-use crate::store::{Put, PutKind};
+use crate::store::CheckedBlock;
 
 use super::admission::Admission;
 use super::frame::Frame;
 use super::gate::Opened;
 use super::handshake::{self, Peer};
 use super::link::{Ended, Outbox, READ_BUFFER, log_refusal};
-use super::local::{Command, Local};
+use super::local::{Command, Local, device_of};
 use super::news::{self, Pace, Watch};
-use super::receipt::Receipt;
+use super::partner::Answer;
 use super::server::{Loaded, REQUESTS_MAX, Server, Work};
 use super::wire::read_frame;
 
 /// Finished store operations that wait for the stream's task; never more than requests are open.
 const FINISHED: usize = 4 * REQUESTS_MAX as usize;
 
+/// How long an answer to a message may take: the disk, not the network.
+const HEAR: Duration = Duration::from_secs(55);
+
 /// A store operation that ended.
 enum Finished {
     Load(Vec<(u32, Loaded)>),
     Look(u32, Vec<bool>),
-    Store(u32, Result<Vec<u8>, String>),
+    Store(u32, Result<(), String>),
+    Hear(u32, Result<Vec<u8>, String>),
     News(Result<Option<Frame>, String>),
 }
 
@@ -126,6 +130,7 @@ async fn converse(stream: libp2p::Stream, peer: Peer, local: &Arc<Local>, admiss
                 }
                 Finished::Look(request, held) => server.lock().looked(request, held),
                 Finished::Store(request, result) => server.lock().stored(request, result),
+                Finished::Hear(request, result) => server.lock().said(request, result),
                 Finished::News(Ok(answer)) => answer.into_iter().map(Work::Send).collect(),
                 Finished::News(Err(why)) => return Ended::Violation(why),
             };
@@ -171,9 +176,10 @@ impl Worker {
                     Finished::Look(request, held.collect())
                 }),
                 Work::Store(request, id, block) => {
-                    let owner = self.shown.device;
-                    self.start(move |local| Finished::Store(request, keep(local, owner, id, block)))
+                    let from = device_of(&self.shown.device);
+                    self.start(move |local| Finished::Store(request, keep(local, from, id, block)))
                 }
+                Work::Hear(request, body) => self.hear(request, body),
                 Work::News(frame) => {
                     let (shown, since) = (Arc::clone(&self.shown), self.since);
                     self.start(move |local| Finished::News(news::answer(local, &shown, since, frame)))
@@ -189,6 +195,30 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Hands a message on. Its answer may take its time, and holds no thread.
+    fn hear(&self, request: u32, body: Bytes) {
+        let (local, shown, finish) = (
+            Arc::clone(&self.local),
+            Arc::clone(&self.shown),
+            self.finish.clone(),
+        );
+        tokio::spawn(async move {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            if let Some(partner) = local.partner.get() {
+                let answer: Answer = Box::new(move |body| drop(tell.send(body)));
+                partner.hear(&shown, body, answer);
+            } else {
+                drop(tell);
+            }
+            let answer = tokio::time::timeout(HEAR, told).await;
+            let body = answer
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| "no answer".to_owned());
+            let _ = finish.send(Finished::Hear(request, body)).await;
+        });
     }
 
     fn start(&self, operation: impl FnOnce(&Local) -> Finished + Send + 'static) {
@@ -223,28 +253,11 @@ fn load(local: &Local, id: &BlockId) -> Loaded {
     }
 }
 
-/// Stores and syncs a block that a peer placed here, and signs the receipt.
-fn keep(local: &Local, owner: [u8; 32], id: BlockId, block: Bytes) -> Result<Vec<u8>, String> {
-    if !id.matches(&block) {
-        return Err("the bytes are not the block they are put as".into());
+/// Has a block stored that a peer placed here.
+fn keep(local: &Local, from: DeviceId, id: BlockId, block: Bytes) -> Result<(), String> {
+    let block = CheckedBlock::new(id, block).ok_or("the bytes are not the block they are put as")?;
+    match local.partner.get() {
+        Some(partner) => partner.keep(from, block),
+        None => Err("this device keeps nothing for others".into()),
     }
-    let len_bytes = block.len() as u32;
-    let put = Put {
-        id,
-        bytes: block,
-        // Promised to stay: not evictable.
-        kind: PutKind::Dirty,
-        plain: None,
-    };
-    local
-        .store
-        .put(vec![put])
-        .and_then(|_| local.store.sync())
-        .map_err(|e| {
-            tracing::warn!("a block that a peer placed here could not be stored: {e}");
-            "the store failed or is full".to_owned()
-        })?;
-    let now = local.clock.now();
-    let until = now.saturating_add(local.lease.as_secs());
-    Ok(Receipt::issue(&local.identity.device, owner, id, len_bytes, now, until).encode())
 }

@@ -35,8 +35,10 @@ pub(super) enum Work {
     Load(Vec<(u32, BlockId)>),
     /// Look which blocks are here and call [`Server::looked`].
     Look(u32, Vec<BlockId>),
-    /// Check, store and sync a block, then call [`Server::stored`].
+    /// Check and store a block, then call [`Server::stored`].
     Store(u32, BlockId, Bytes),
+    /// Hand a message to our replication, then call [`Server::said`].
+    Hear(u32, Bytes),
     /// An admin says that an invitation was used.
     Spent {
         /// The invitation.
@@ -70,7 +72,7 @@ enum Open {
     Loading(bool),
     /// Is loaded and waits for credit.
     Ready(Bytes),
-    /// HAVE or PUT under way; `usize` bytes of PUT to give credit for.
+    /// HAVE, SAY or PUT under way; `usize` bytes of PUT to give credit for.
     Other(u32),
 }
 
@@ -120,6 +122,13 @@ impl Server {
                 Ok(vec![Work::Look(request, ids)])
             }
             Frame::Put { request, id, block } => self.put(request, id, block),
+            Frame::Say { request, body } => {
+                if let Some(busy) = self.admit(request)? {
+                    return Ok(vec![busy]);
+                }
+                self.open.insert(request, Open::Other(0));
+                Ok(vec![Work::Hear(request, body)])
+            }
             Frame::Cancel { request } => {
                 match self.open.get_mut(&request) {
                     Some(Open::Queued(_)) => self.queue.retain(|r| *r != request),
@@ -203,15 +212,31 @@ impl Server {
         vec![Work::Send(Frame::Held { request, held })]
     }
 
-    /// Takes the result of [`Work::Store`]: the signed receipt, or why there is none.
-    pub(super) fn stored(&mut self, request: u32, result: Result<Vec<u8>, String>) -> Vec<Work> {
+    /// Takes the result of [`Work::Hear`]: the answer, or why there is none.
+    pub(super) fn said(&mut self, request: u32, result: Result<Vec<u8>, String>) -> Vec<Work> {
+        self.open.remove(&request);
+        vec![Work::Send(match result {
+            Ok(body) => Frame::Said {
+                request,
+                body: body.into(),
+            },
+            Err(text) => Frame::Error {
+                request,
+                code: Code::NotAllowed,
+                text,
+            },
+        })]
+    }
+
+    /// Takes the result of [`Work::Store`].
+    pub(super) fn stored(&mut self, request: u32, result: Result<(), String>) -> Vec<Work> {
         let mut work = Vec::new();
         if let Some(Open::Other(bytes)) = self.open.remove(&request) {
             self.put_credit += u64::from(bytes);
             work.push(Work::Send(Frame::Credit { bytes }));
         }
         work.push(Work::Send(match result {
-            Ok(receipt) => Frame::Receipt { request, receipt },
+            Ok(()) => Frame::Stored { request },
             Err(text) => Frame::Error {
                 request,
                 code: Code::StoreFailed,

@@ -2,8 +2,8 @@
 //!
 //! Invariant: no call here waits without a bound, and dropping a node ends all its tasks; pending fetches end with `Closed`.
 
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,9 +23,10 @@ use super::admission::Admissions;
 use super::admit::{Admit, Desk};
 use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
-use super::exchange::{EVENTS, Exchange, PutDone, ToExchange};
+use super::exchange::{EVENTS, Exchange, ToExchange};
 use super::local::{Command, Identity, Local, keypair};
 use super::members::{Keys, Member, Members};
+use super::partner::{Done, Partner};
 use super::peers::{Book, PeerInfo};
 use super::records::Schedule;
 use super::state::{NodeState, StateFile};
@@ -117,7 +118,7 @@ impl Node {
             clock: parts.clock,
             store_slots: Arc::new(Semaphore::new(STORE_SLOTS)),
             hello_timeout: config.hello_timeout,
-            lease: config.lease,
+            partner: OnceLock::new(),
             desk: desk.clone(),
             actor: actor.clone(),
             exchange,
@@ -181,18 +182,38 @@ impl Node {
         self.ask(Command::Addresses)
     }
 
-    /// Places a block on a connected device. `done` gets its verified receipt, or why there is none, by `deadline`.
-    pub fn put(&self, device: DeviceId, id: BlockId, block: Bytes, deadline: Instant, done: PutDone) {
-        let put = ToExchange::Put {
+    /// Brings a block to a connected device, which stores it for a while. `done` hears of it by `deadline`.
+    pub fn put(&self, device: DeviceId, id: BlockId, block: Bytes, deadline: Instant, done: Done) {
+        self.send(ToExchange::Put {
             device,
             id,
             block,
             deadline,
             done,
-        };
+        });
+    }
+
+    /// Brings a message to the partner of a connected device. `done` gets its answer by `deadline`.
+    pub fn say(&self, device: DeviceId, body: Bytes, deadline: Instant, done: Done) {
+        self.send(ToExchange::Say {
+            device,
+            body,
+            deadline,
+            done,
+        });
+    }
+
+    /// Says who takes what other members want kept and say. Once; before that nothing is kept for them.
+    pub fn set_partner(&self, partner: Arc<dyn Partner>) {
+        if self.local.partner.set(Arc::clone(&partner)).is_ok() {
+            self.send(ToExchange::Partner(partner));
+        }
+    }
+
+    fn send(&self, event: ToExchange) {
         if let Err(TrySendError::Full(event) | TrySendError::Closed(event)) =
-            self.local.exchange.try_send(put)
-            && let ToExchange::Put { done, .. } = event
+            self.local.exchange.try_send(event)
+            && let ToExchange::Put { done, .. } | ToExchange::Say { done, .. } = event
         {
             done(Err("the node does not take more".into()));
         }
