@@ -176,8 +176,11 @@ impl Networking {
             .node
             .with(Node::addresses)
             .map_err(|e| Failure::new(what, e, "try again"))?;
-        // A ticket holds a few: those that work from elsewhere first.
-        addresses.sort_by_key(|address| address.contains("/127.") || address.contains("/ip6/::1/"));
+        // A loopback address works on this computer only; on another one, it leads the joiner to whoever listens there.
+        let loopback = |address: &String| address.contains("/127.") || address.contains("/ip6/::1/");
+        if !addresses.iter().all(loopback) {
+            addresses.retain(|address| !loopback(address));
+        }
         if addresses.is_empty() {
             return Err(Failure::new(
                 what,
