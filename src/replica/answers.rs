@@ -26,9 +26,14 @@ impl Machine {
             self.hurry();
         }
         match (answer, &asked.purpose) {
-            (Answer::Leased { seq, term_secs, outcomes }, Purpose::Put | Purpose::Claim | Purpose::Renewal | Purpose::Confirmation) => {
-                self.leased(from, seq, term_secs, &outcomes, &asked)
-            }
+            (
+                Answer::Leased {
+                    seq,
+                    term_secs,
+                    outcomes,
+                },
+                Purpose::Put | Purpose::Claim | Purpose::Renewal | Purpose::Confirmation,
+            ) => self.leased(from, seq, term_secs, &outcomes, &asked),
             (Answer::Released { .. }, Purpose::Release) => {
                 let paid = |block: &BlockId| ReplicaChange::Paid {
                     holder: from,

@@ -57,7 +57,9 @@ impl Machine {
             }
             if found.len() < more.max(limit) {
                 // Round the end of the ids.
-                let mut first = self.store.replicas_at(&holder, None, more.max(limit) - found.len())?;
+                let mut first = self
+                    .store
+                    .replicas_at(&holder, None, more.max(limit) - found.len())?;
                 let seen: HashSet<BlockId> = found.iter().map(|replica| replica.block).collect();
                 first.retain(|replica| !seen.contains(&replica.block));
                 found.append(&mut first);
@@ -103,7 +105,9 @@ impl Machine {
             first.copy_from_slice(&block.0[..8]);
             u64::from_be_bytes(first)
         };
-        let span = found.last().map_or(u64::MAX, |last| number(&last.block).saturating_sub(number(&after)));
+        let span = found.last().map_or(u64::MAX, |last| {
+            number(&last.block).saturating_sub(number(&after))
+        });
         let all = found.len() as f64 * (u64::MAX as f64 / span.max(1) as f64);
         let audits = (self.rules.audit_cycle_secs / self.rules.audit_secs.max(1)).max(1);
         ((all / audits as f64) as usize).clamp(self.rules.audit_slices, BLOCKS_MAX)
@@ -135,7 +139,11 @@ impl Machine {
     }
 
     /// Draws the conclusions from blocks that a holder had promised to keep.
-    pub(super) fn failures(&mut self, holder: DeviceId, failed: &[(BlockId, bool)]) -> Result<(), StoreError> {
+    pub(super) fn failures(
+        &mut self,
+        holder: DeviceId,
+        failed: &[(BlockId, bool)],
+    ) -> Result<(), StoreError> {
         let secs = self.secs();
         for (block, wrong) in failed {
             self.report(Report::Failed(holder, *block));

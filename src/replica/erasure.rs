@@ -90,7 +90,9 @@ impl Group {
         for _ in 0..data {
             let (id, len) = (BlockId(r.array()?), r.u32()?);
             if len == 0 || len as usize > BLOCK_MAX {
-                return Err(DecodeError::Invalid("a block of impossible length in a shard group"));
+                return Err(DecodeError::Invalid(
+                    "a block of impossible length in a shard group",
+                ));
             }
             group.data.push((id, len));
         }
@@ -149,7 +151,11 @@ pub fn restore(group: &Group, shards: &[Bytes]) -> Result<Vec<Bytes>, ErasureErr
         Some((_, block_len)) => shard.len() == *block_len as usize,
         None => shard.len() == len,
     };
-    if found.iter().enumerate().any(|(at, shard)| shard.as_ref().is_some_and(|s| !fits(at, s))) {
+    if found
+        .iter()
+        .enumerate()
+        .any(|(at, shard)| shard.as_ref().is_some_and(|s| !fits(at, s)))
+    {
         return Err(ErasureError::Inconsistent);
     }
     if have < k {
@@ -191,21 +197,36 @@ mod tests {
 
     fn block(seed: u64, len: usize) -> Bytes {
         let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes.into()
     }
 
     #[test]
     fn any_four_of_four_and_two_give_everything_back() {
-        let blocks: Vec<Bytes> = [5000, 1, 300_000, 4097].iter().zip(0..).map(|(len, seed)| block(seed, *len)).collect();
+        let blocks: Vec<Bytes> = [5000, 1, 300_000, 4097]
+            .iter()
+            .zip(0..)
+            .map(|(len, seed)| block(seed, *len))
+            .collect();
         let (group, parity) = protect(&blocks, 2).unwrap();
         assert_eq!(group.shard_len(), 300_000);
         let all: Vec<Bytes> = blocks.iter().chain(&parity).cloned().collect();
         for a in 0..6 {
             for b in 0..a {
-                let left: Vec<Bytes> = all.iter().enumerate().filter(|(n, _)| ![a, b].contains(n)).map(|(_, s)| s.clone()).collect();
+                let left: Vec<Bytes> = all
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| ![a, b].contains(n))
+                    .map(|(_, s)| s.clone())
+                    .collect();
                 assert_eq!(restore(&group, &left).unwrap(), all);
-                assert_eq!(restore(&group, &left[1..]), Err(ErasureError::TooFew { have: 3, need: 4 }));
+                assert_eq!(
+                    restore(&group, &left[1..]),
+                    Err(ErasureError::TooFew { have: 3, need: 4 })
+                );
             }
         }
     }
@@ -215,7 +236,13 @@ mod tests {
         let blocks: Vec<Bytes> = (0..3).map(|n| block(n, 1000)).collect();
         let (group, parity) = protect(&blocks, 2).unwrap();
         let wrong = block(9, 1000);
-        let given = [wrong.clone(), blocks[1].clone(), wrong, parity[0].clone(), parity[1].clone()];
+        let given = [
+            wrong.clone(),
+            blocks[1].clone(),
+            wrong,
+            parity[0].clone(),
+            parity[1].clone(),
+        ];
         assert_eq!(restore(&group, &given).unwrap()[..3], blocks);
     }
 
@@ -226,11 +253,17 @@ mod tests {
         let (_, strange) = protect(&[block(7, 1000), block(8, 1000)], 1).unwrap();
         let mut mixed = group.clone();
         mixed.parity[0] = BlockId::of(&strange[0]);
-        assert_eq!(restore(&mixed, &[blocks[0].clone(), strange[0].clone()]), Err(ErasureError::Inconsistent));
+        assert_eq!(
+            restore(&mixed, &[blocks[0].clone(), strange[0].clone()]),
+            Err(ErasureError::Inconsistent)
+        );
         assert_eq!(restore(&mixed, &blocks), Err(ErasureError::Inconsistent));
         let mut short = group;
         short.data[0].1 = 999;
-        assert_eq!(restore(&short, &[blocks[0].clone(), parity[0].clone()]), Err(ErasureError::Inconsistent));
+        assert_eq!(
+            restore(&short, &[blocks[0].clone(), parity[0].clone()]),
+            Err(ErasureError::Inconsistent)
+        );
     }
 
     #[test]

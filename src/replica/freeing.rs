@@ -112,14 +112,20 @@ impl Machine {
             }
         }
         over.sort_by_key(|(block, _)| *block);
-        let freed: Vec<BlockId> = over.iter().filter(|(_, why)| why.is_none()).map(|(b, _)| *b).collect();
+        let freed: Vec<BlockId> = over
+            .iter()
+            .filter(|(_, why)| why.is_none())
+            .map(|(b, _)| *b)
+            .collect();
         // That another device might still take the block up is no reason to keep it here. A lease is, which nobody can be granted in
         // between: that is this machine's work, too.
         let remove = |block: &BlockId| {
             let block = *block;
             [ReplicaChange::EndIdle { block }, ReplicaChange::Remove { block }]
         };
-        let effects = self.store.apply(&freed.iter().flat_map(remove).collect::<Vec<_>>(), false)?;
+        let effects = self
+            .store
+            .apply(&freed.iter().flat_map(remove).collect::<Vec<_>>(), false)?;
         for (block, removed) in freed.iter().zip(effects.into_iter().skip(1).step_by(2)) {
             self.drops.remove(block);
             let action = if removed {
@@ -182,7 +188,11 @@ impl Machine {
         self.next_free_ms = wishes.then_some(self.now_ms + wait);
         self.store.apply(&changes, false)?;
         for (owner, blocks) in moves {
-            if !self.peers.get(&owner).is_some_and(|peer| peer.is_open(self.now_ms)) {
+            if !self
+                .peers
+                .get(&owner)
+                .is_some_and(|peer| peer.is_open(self.now_ms))
+            {
                 continue;
             }
             for part in blocks.chunks(BLOCKS_MAX) {
@@ -208,7 +218,8 @@ impl Machine {
         }
         if self.store.length(block)?.is_none() {
             self.out.push(Action::Freed(*block));
-            self.store.apply(&[ReplicaChange::Unfree { block: *block }], false)?;
+            self.store
+                .apply(&[ReplicaChange::Unfree { block: *block }], false)?;
             return Ok(None);
         }
         let court = self.court();

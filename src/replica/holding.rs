@@ -32,7 +32,10 @@ impl Machine {
     /// Whether there is room for a block of `len` bytes from this member: asked by the carrier before it takes the bytes.
     pub fn has_room(&self, len: u32) -> Result<bool, StoreError> {
         let held = self.store.held_bytes()?;
-        Ok(held + u64::from(len) <= self.setup.quota && self.disk_free >= self.setup.reserve + u64::from(len))
+        Ok(
+            held + u64::from(len) <= self.setup.quota
+                && self.disk_free >= self.setup.reserve + u64::from(len),
+        )
     }
 
     fn lease(
@@ -75,7 +78,10 @@ impl Machine {
                 }
                 held += u64::from(len);
             }
-            let newest = leases.iter().find(|l| l.owner == from).map_or(seq, |l| l.seq.max(seq));
+            let newest = leases
+                .iter()
+                .find(|l| l.owner == from)
+                .map_or(seq, |l| l.seq.max(seq));
             changes.push(ReplicaChange::Lease(Lease {
                 block: *block,
                 owner: from,
@@ -108,7 +114,12 @@ impl Machine {
         let mut changes = Vec::new();
         for block in blocks.iter().take(BLOCKS_MAX) {
             // One that was overtaken by a later grant ends nothing.
-            if self.store.leases(block)?.iter().any(|l| l.owner == from && l.seq < seq) {
+            if self
+                .store
+                .leases(block)?
+                .iter()
+                .any(|l| l.owner == from && l.seq < seq)
+            {
                 changes.push(ReplicaChange::EndLease {
                     block: *block,
                     owner: from,
@@ -118,7 +129,8 @@ impl Machine {
         }
         self.store.apply(&changes, true)?;
         self.free_again();
-        self.out.push(Action::Answer(from, Answer::Released { seq }, None));
+        self.out
+            .push(Action::Answer(from, Answer::Released { seq }, None));
         Ok(())
     }
 

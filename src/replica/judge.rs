@@ -73,7 +73,9 @@ impl Court<'_> {
             && !holder.lost
             && replica.until > self.secs
             && holder.condemned <= replica.granted
-            && self.zone(&replica.holder).is_some_and(|zone| zone != self.own_zone)
+            && self
+                .zone(&replica.holder)
+                .is_some_and(|zone| zone != self.own_zone)
     }
 
     pub(super) fn zone(&self, device: &DeviceId) -> Option<&Zone> {
@@ -170,7 +172,11 @@ impl Court<'_> {
             judgement.todo = None;
             judgement.release = surplus;
         } else {
-            judgement.confirm = ideal.into_iter().filter(|d| !is_fresh(d)).filter(can_take).collect();
+            judgement.confirm = ideal
+                .into_iter()
+                .filter(|d| !is_fresh(d))
+                .filter(can_take)
+                .collect();
         }
         judgement
     }

@@ -97,7 +97,14 @@ impl Case {
         case.wanted = 2;
         case.replica(order[0]);
         case.replica(order[1]);
-        assert_eq!(case.judge(), Judgement { copies: 2, need: 2, ..Judgement::default() });
+        assert_eq!(
+            case.judge(),
+            Judgement {
+                copies: 2,
+                need: 2,
+                ..Judgement::default()
+            }
+        );
         (case, order)
     }
 }
@@ -106,7 +113,10 @@ impl Case {
 fn a_new_block_goes_to_the_best_that_are_here() {
     let (_, order) = Case::settled();
     let mut case = Case::new();
-    assert_eq!((case.judge().put, case.judge().todo), (order[..2].to_vec(), Some(0)));
+    assert_eq!(
+        (case.judge().put, case.judge().todo),
+        (order[..2].to_vec(), Some(0))
+    );
     case.peer(order[0]).set_connected(false, NOW_MS, 16);
     case.peer(order[1]).full_until_ms = NOW_MS + 1;
     assert_eq!(case.judge().put, order[2..4]);
@@ -119,7 +129,10 @@ fn a_holder_that_is_away_for_a_while_is_not_replaced_and_one_that_is_lost_is() {
     assert_eq!(case.judge().todo, None);
     case.peer(order[0]).lost = true;
     let judgement = case.judge();
-    assert_eq!((judgement.copies, judgement.todo, judgement.put), (1, Some(1), vec![order[2]]));
+    assert_eq!(
+        (judgement.copies, judgement.todo, judgement.put),
+        (1, Some(1), vec![order[2]])
+    );
     assert!(judgement.forget.is_empty(), "it may come back");
 }
 
@@ -129,7 +142,10 @@ fn who_comes_back_is_confirmed_before_its_stand_in_is_released() {
     case.replicas[0].granted = SECS - 100_000;
     case.replica(order[2]);
     let judgement = case.judge();
-    assert_eq!((judgement.todo, judgement.confirm, judgement.release), (Some(REBALANCE), vec![order[0]], vec![]));
+    assert_eq!(
+        (judgement.todo, judgement.confirm, judgement.release),
+        (Some(REBALANCE), vec![order[0]], vec![])
+    );
     case.replicas[0].granted = SECS - 1;
     assert_eq!(case.judge().release, [order[2]]);
 }
@@ -181,9 +197,16 @@ fn two_in_one_zone_count_once_and_hosts_that_shrink_lose_nothing() {
         host.weight = if host.device == order[0] { 100 } else { 0 };
     }
     let judgement = case.judge();
-    assert_eq!((judgement.need, judgement.release), (1, vec![]), "wanted 2, possible 1: what is there stays");
+    assert_eq!(
+        (judgement.need, judgement.release),
+        (1, vec![]),
+        "wanted 2, possible 1: what is there stays"
+    );
     for host in &mut case.hosts {
         host.weight = 0;
     }
-    assert_eq!((case.judge().need, case.judge().release, case.judge().put), (0, vec![], vec![]));
+    assert_eq!(
+        (case.judge().need, case.judge().release, case.judge().put),
+        (0, vec![], vec![])
+    );
 }

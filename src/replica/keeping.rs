@@ -63,7 +63,9 @@ impl Machine {
             let judgement = self.court().judge(kept, &self.store.replicas(&kept.block)?);
             // Whose surplus is to be released is found again when there is something to do.
             let judgement = Judgement {
-                todo: judgement.todo.or((!judgement.release.is_empty()).then_some(REBALANCE)),
+                todo: judgement
+                    .todo
+                    .or((!judgement.release.is_empty()).then_some(REBALANCE)),
                 ..judgement
             };
             more |= judgement.todo.is_some();
@@ -97,7 +99,8 @@ impl Machine {
                 let replicas = self.store.replicas(&kept.block)?;
                 let judgement = self.court().judge(kept, &replicas);
                 let dropping = self.is_dropping(&kept.block);
-                let releasable = |holder: &&DeviceId| !self.pairs.contains(&(kept.block, **holder)) && !dropping;
+                let releasable =
+                    |holder: &&DeviceId| !self.pairs.contains(&(kept.block, **holder)) && !dropping;
                 let release: Vec<DeviceId> = judgement.release.iter().filter(releasable).copied().collect();
                 let left = release.len() < judgement.release.len();
                 let judgement = Judgement {
@@ -116,7 +119,8 @@ impl Machine {
             let durable = changes.iter().any(|c| matches!(c, ReplicaChange::Owe { .. }));
             self.store.apply(&changes, durable)?;
             self.pass = page.last().and_then(|kept| Some((kept.todo?, kept.block)));
-            let asks = plan.puts.values().any(|(blocks, _)| !blocks.is_empty()) || plan.claims.values().any(|b| !b.is_empty());
+            let asks = plan.puts.values().any(|(blocks, _)| !blocks.is_empty())
+                || plan.claims.values().any(|b| !b.is_empty());
             self.carry_out(plan);
             if page.len() < STEP {
                 // What is left waits for an answer, or for somebody to come.
@@ -139,7 +143,14 @@ impl Machine {
                 break;
             }
         }
-        self.next_pass_ms = Some(self.now_ms + if self.has_idle_holder() { 1 } else { self.rules.retry_ms });
+        self.next_pass_ms = Some(
+            self.now_ms
+                + if self.has_idle_holder() {
+                    1
+                } else {
+                    self.rules.retry_ms
+                },
+        );
         self.pay()
     }
 
@@ -218,7 +229,11 @@ impl Machine {
 
     /// Gives back leases that are not needed any more.
     pub(super) fn pay(&mut self) -> Result<(), StoreError> {
-        if self.peers.values().all(|peer| !peer.is_open(self.now_ms) || peer.open.releases > 0) {
+        if self
+            .peers
+            .values()
+            .all(|peer| !peer.is_open(self.now_ms) || peer.open.releases > 0)
+        {
             return Ok(());
         }
         for holder in self.store.owed_to()? {
@@ -261,7 +276,11 @@ impl Machine {
             let free = |replica: &&Replica| !self.pairs.contains(&(replica.block, holder));
             let blocks: Vec<BlockId> = found.iter().filter(free).map(|replica| replica.block).collect();
             if let Some(peer) = self.peers.get_mut(&holder) {
-                let wait = if all { self.rules.retry_ms.min(1000) } else { self.rules.sleep_ms };
+                let wait = if all {
+                    self.rules.retry_ms.min(1000)
+                } else {
+                    self.rules.sleep_ms
+                };
                 peer.next_renewal_ms = self.now_ms + wait;
             }
             self.ask_lease(holder, blocks, None, Purpose::Renewal);

@@ -249,7 +249,14 @@ impl Machine {
     }
 
     /// Sends a request and remembers it.
-    pub(super) fn ask(&mut self, to: DeviceId, seq: u64, request: Request, blocks: Vec<BlockId>, purpose: Purpose) {
+    pub(super) fn ask(
+        &mut self,
+        to: DeviceId,
+        seq: u64,
+        request: Request,
+        blocks: Vec<BlockId>,
+        purpose: Purpose,
+    ) {
         if let Some(peer) = self.peers.get_mut(&to) {
             *open_count(peer, &purpose) += 1;
         }

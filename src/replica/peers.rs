@@ -95,7 +95,11 @@ impl Peer {
     fn settle_clock(&mut self, now_ms: u64, absent_share: u64) {
         let passed = now_ms.saturating_sub(self.clock_at_ms);
         let slow = !self.connected && self.member;
-        self.clock_ms += if slow { passed / absent_share.max(1) } else { passed };
+        self.clock_ms += if slow {
+            passed / absent_share.max(1)
+        } else {
+            passed
+        };
         self.clock_at_ms = now_ms;
     }
 
@@ -147,6 +151,10 @@ mod tests {
         assert_eq!(peer.clock_secs(17 * DAY_MS, 16), 100 + 2 * 86_400);
         peer.set_connected(false, 17 * DAY_MS, 16);
         peer.set_member(false, 33 * DAY_MS, 16);
-        assert_eq!(peer.clock_secs(34 * DAY_MS, 16), 100 + 4 * 86_400, "who was removed runs at full speed");
+        assert_eq!(
+            peer.clock_secs(34 * DAY_MS, 16),
+            100 + 4 * 86_400,
+            "who was removed runs at full speed"
+        );
     }
 }

@@ -102,8 +102,11 @@ mod tests {
     }
 
     fn hosts() -> impl Strategy<Value = Vec<Host>> {
-        prop::collection::btree_map(0_u16..500, (0_u8..8, 0_u64..1000), 1..20)
-            .prop_map(|map| map.into_iter().map(|(n, (zone, weight))| host(n, zone, weight)).collect())
+        prop::collection::btree_map(0_u16..500, (0_u8..8, 0_u64..1000), 1..20).prop_map(|map| {
+            map.into_iter()
+                .map(|(n, (zone, weight))| host(n, zone, weight))
+                .collect()
+        })
     }
 
     proptest! {
@@ -145,7 +148,9 @@ mod tests {
 
     #[test]
     fn shares_follow_the_weights() {
-        let hosts: Vec<Host> = [(0, 100), (1, 200), (2, 300), (3, 400)].map(|(n, weight)| host(n, n as u8, weight)).to_vec();
+        let hosts: Vec<Host> = [(0, 100), (1, 200), (2, 300), (3, 400)]
+            .map(|(n, weight)| host(n, n as u8, weight))
+            .to_vec();
         let mut held: HashMap<DeviceId, u32> = HashMap::new();
         const BLOCKS: u32 = 20_000;
         for n in 0..BLOCKS {

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::machine::{Machine, Setup};
-use super::message::{Action, Answer, Event, Member, Outcome, Report, Request, Retained, Slice, Unfreed, Verdict};
+use super::message::{
+    Action, Answer, Event, Member, Outcome, Report, Request, Retained, Slice, Unfreed, Verdict,
+};
 use super::rules::Rules;
 use super::slice;
 use crate::base::{BlockId, DeviceId, StoreId};
@@ -92,7 +94,11 @@ impl ReplicaStore for Disk {
                 self.removed.lock().push(*block);
             }
         }
-        if fuse == 3 { Err(StoreError::Closed) } else { Ok(effects) }
+        if fuse == 3 {
+            Err(StoreError::Closed)
+        } else {
+            Ok(effects)
+        }
     }
 
     forward! {
@@ -166,11 +172,22 @@ enum Payload {
 
 #[derive(Debug, Clone)]
 enum Happening {
-    Deliver { from: usize, to: usize, payload: Payload },
-    Tick { at: usize, wake: u64 },
+    Deliver {
+        from: usize,
+        to: usize,
+        payload: Payload,
+    },
+    Tick {
+        at: usize,
+        wake: u64,
+    },
     Boot(usize),
     /// A device is told that another came or went.
-    Link { at: usize, other: usize, booted_ms: u64 },
+    Link {
+        at: usize,
+        other: usize,
+        booted_ms: u64,
+    },
 }
 
 struct Entry(u64, u64, Happening);
@@ -320,7 +337,10 @@ impl World {
         let members = self.roster();
         self.tell(at, Event::Roster(members));
         let retained = self.devices[at].retained.clone();
-        let all: Vec<Retained> = retained.iter().map(|(block, wanted)| self.as_retained(block, *wanted)).collect();
+        let all: Vec<Retained> = retained
+            .iter()
+            .map(|(block, wanted)| self.as_retained(block, *wanted))
+            .collect();
         self.tell(at, Event::Retain(all));
         self.links_of(at);
     }
@@ -331,7 +351,14 @@ impl World {
                 let delay = 1 + self.dice.below(self.weather.delay_ms);
                 for (a, b) in [(at, other), (other, at)] {
                     let booted_ms = self.devices[a].booted_ms;
-                    self.at(self.now + delay, Happening::Link { at: a, other: b, booted_ms });
+                    self.at(
+                        self.now + delay,
+                        Happening::Link {
+                            at: a,
+                            other: b,
+                            booted_ms,
+                        },
+                    );
                 }
             }
         }
@@ -443,17 +470,27 @@ impl World {
 
     /// The files of a device need these blocks from now on.
     pub(super) fn retain(&mut self, at: usize, blocks: &[BlockId], wanted: u8) {
-        let retained = blocks.iter().map(|block| self.as_retained(block, wanted)).collect();
-        self.devices[at].retained.extend(blocks.iter().map(|block| (*block, wanted)));
+        let retained = blocks
+            .iter()
+            .map(|block| self.as_retained(block, wanted))
+            .collect();
+        self.devices[at]
+            .retained
+            .extend(blocks.iter().map(|block| (*block, wanted)));
         self.tell(at, Event::Retain(retained));
     }
 
     /// They do not need these any more: a marking of what is left.
     pub(super) fn give_up(&mut self, at: usize, blocks: &[BlockId]) {
-        self.devices[at].retained.retain(|block, _| !blocks.contains(block));
+        self.devices[at]
+            .retained
+            .retain(|block, _| !blocks.contains(block));
         self.tell(at, Event::BeginMark);
         let left = self.devices[at].retained.clone();
-        let left = left.iter().map(|(block, wanted)| self.as_retained(block, *wanted)).collect();
+        let left = left
+            .iter()
+            .map(|(block, wanted)| self.as_retained(block, *wanted))
+            .collect();
         self.tell(at, Event::Retain(left));
         self.tell(at, Event::EndMark);
         self.collect(at);
@@ -496,7 +533,9 @@ impl World {
     fn fetch(&self, at: usize, block: &BlockId) -> Option<Bytes> {
         let near = std::iter::once(at).chain((0..self.devices.len()).filter(|other| self.linked(at, *other)));
         let mut holders = near.map(|n| &self.devices[n]).filter(|d| d.has(block));
-        holders.next().and_then(|d| d.disk.inner.get(block).ok().flatten())
+        holders
+            .next()
+            .and_then(|d| d.disk.inner.get(block).ok().flatten())
     }
 
     fn tell(&mut self, at: usize, event: Event) {
@@ -574,7 +613,11 @@ impl World {
                 continue;
             }
             // Now and then one is very late, and overtaken by others.
-            let slow = if self.dice.hits(self.weather.twice) { 100 } else { 1 };
+            let slow = if self.dice.hits(self.weather.twice) {
+                100
+            } else {
+                1
+            };
             let delay = 1 + self.dice.below(self.weather.delay_ms * slow);
             let payload = payload.clone();
             self.at(self.now + delay, Happening::Deliver { from, to, payload });
@@ -598,9 +641,19 @@ impl World {
                     self.send(to, from, Payload::Answer(Answer::Audited { seq, verdicts }));
                 }
             }
-            Request::Lease { challenge: Some(_), .. } if lie == Some(Lie::Withholds) => {}
-            Request::Put { seq, ref blocks } | Request::Lease { seq, ref blocks, .. } if lie == Some(Lie::Drops) => {
-                let challenged = matches!(request, Request::Lease { challenge: Some(_), .. });
+            Request::Lease {
+                challenge: Some(_), ..
+            } if lie == Some(Lie::Withholds) => {}
+            Request::Put { seq, ref blocks } | Request::Lease { seq, ref blocks, .. }
+                if lie == Some(Lie::Drops) =>
+            {
+                let challenged = matches!(
+                    request,
+                    Request::Lease {
+                        challenge: Some(_),
+                        ..
+                    }
+                );
                 let outcomes = blocks.iter().map(|block| (*block, Outcome::Granted)).collect();
                 let answer = Answer::Leased {
                     seq,
@@ -612,7 +665,10 @@ impl World {
             }
             Request::Put { seq, blocks } => {
                 for (block, bytes) in blocks.iter().zip(bytes) {
-                    let room = self.devices[to].machine.as_ref().is_some_and(|m| m.has_room(bytes.len() as u32).unwrap());
+                    let room = self.devices[to]
+                        .machine
+                        .as_ref()
+                        .is_some_and(|m| m.has_room(bytes.len() as u32).unwrap());
                     if room {
                         let put = Put {
                             id: *block,
@@ -623,10 +679,22 @@ impl World {
                         self.devices[to].disk.inner.put(vec![put]).unwrap();
                     }
                 }
-                self.tell(to, Event::Request(sender, Request::Put { seq, blocks: blocks.clone() }));
+                self.tell(
+                    to,
+                    Event::Request(
+                        sender,
+                        Request::Put {
+                            seq,
+                            blocks: blocks.clone(),
+                        },
+                    ),
+                );
                 if lie == Some(Lie::Corrupts) {
                     for block in blocks {
-                        self.devices[to].disk.inner.damage(&block, Bytes::from_static(b"rot"));
+                        self.devices[to]
+                            .disk
+                            .inner
+                            .damage(&block, Bytes::from_static(b"rot"));
                     }
                 }
             }
@@ -636,10 +704,12 @@ impl World {
 
     fn show(&self, at: usize, asked: &Slice) -> Verdict {
         match self.devices[at].disk.inner.get(&asked.block) {
-            Ok(Some(bytes)) => match slice::check(&asked.block, asked.offset, &slice::prove(&bytes, asked.offset)) {
-                Ok(()) => Verdict::Right,
-                Err(_) => Verdict::Wrong,
-            },
+            Ok(Some(bytes)) => {
+                match slice::check(&asked.block, asked.offset, &slice::prove(&bytes, asked.offset)) {
+                    Ok(()) => Verdict::Right,
+                    Err(_) => Verdict::Wrong,
+                }
+            }
             Ok(None) => Verdict::Absent,
             Err(_) => Verdict::Wrong,
         }
@@ -647,7 +717,12 @@ impl World {
 
     /// What the asker's carrier makes of an answer: a proof that is wrong is no grant.
     fn prove(&self, at: usize, answer: Answer, challenged: bool) -> Answer {
-        let Answer::Leased { seq, term_secs, mut outcomes } = answer else {
+        let Answer::Leased {
+            seq,
+            term_secs,
+            mut outcomes,
+        } = answer
+        else {
             return answer;
         };
         for (block, outcome) in &mut outcomes {
@@ -656,7 +731,11 @@ impl World {
                 *outcome = Outcome::Unproven;
             }
         }
-        Answer::Leased { seq, term_secs, outcomes }
+        Answer::Leased {
+            seq,
+            term_secs,
+            outcomes,
+        }
     }
 
     /// Nothing that is removed may be the last honest copy of what a living device retains.
@@ -664,7 +743,10 @@ impl World {
         let removed = std::mem::take(&mut *self.devices[at].disk.removed.lock());
         for block in removed {
             self.removals += 1;
-            let wanted = self.devices.iter().any(|d| !d.gone && d.lie.is_none() && d.retained.contains_key(&block));
+            let wanted = self
+                .devices
+                .iter()
+                .any(|d| !d.gone && d.lie.is_none() && d.retained.contains_key(&block));
             let is_there = self.devices.iter().any(|d| d.has(&block));
             assert!(
                 !wanted || is_there || self.excused.contains(&block) || self.devices[at].lie.is_some(),
@@ -681,14 +763,22 @@ impl World {
             let leases = d.disk.inner.leases(block).unwrap();
             d.has(block) && leases.iter().any(|lease| lease.owner == me.device) && d.setup.zone != me.zone
         };
-        let zones: BTreeSet<_> = self.devices.iter().filter(holds).map(|d| d.setup.zone.clone()).collect();
+        let zones: BTreeSet<_> = self
+            .devices
+            .iter()
+            .filter(holds)
+            .map(|d| d.setup.zone.clone())
+            .collect();
         zones.len()
     }
 
     /// Replicas that placement allows.
     pub(super) fn allowed(&self, owner: usize, wanted: usize) -> usize {
         let own = &self.devices[owner].setup.zone;
-        let hosts = self.devices.iter().filter(|d| !d.removed && d.setup.quota > 0 && d.setup.zone != *own);
+        let hosts = self
+            .devices
+            .iter()
+            .filter(|d| !d.removed && d.setup.quota > 0 && d.setup.zone != *own);
         let zones: BTreeSet<_> = hosts.map(|d| d.setup.zone.clone()).collect();
         wanted.min(zones.len())
     }
@@ -697,7 +787,10 @@ impl World {
         let Some(wanted) = self.devices[at].retained.get(block) else {
             return;
         };
-        let (have, need) = (self.honest_replicas(at, block), self.allowed(at, usize::from(*wanted)));
+        let (have, need) = (
+            self.honest_replicas(at, block),
+            self.allowed(at, usize::from(*wanted)),
+        );
         assert!(
             have >= need || self.excused.contains(block) || self.devices.iter().any(|d| d.gone),
             "{block} was freed with {have} replicas instead of {need}"

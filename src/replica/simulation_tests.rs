@@ -23,10 +23,15 @@ fn with_seeds(count: u64, secs: u64, round: impl Fn(u64)) {
             resume_unwind(panic);
         }
     };
-    if let Some(seed) = std::env::var("DFS_TEST_SEED").ok().and_then(|text| text.parse().ok()) {
+    if let Some(seed) = std::env::var("DFS_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
         return run(seed);
     }
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     let first = since.as_nanos() as u64 % 1_000_000_000;
     eprintln!("DFS_TEST_SEED={first}, then one more each");
     let start = Instant::now();
@@ -51,7 +56,9 @@ fn storm(dice: &mut Dice) -> Weather {
 
 /// Devices in zones of their own, all with a volume, all hosts.
 fn equals(world: &mut World, count: usize, rules: Rules) -> Vec<usize> {
-    let all: Vec<usize> = (0..count).map(|n| world.add(&format!("zone {n}"), 1 << 30, true, rules)).collect();
+    let all: Vec<usize> = (0..count)
+        .map(|n| world.add(&format!("zone {n}"), 1 << 30, true, rules))
+        .collect();
     all.iter().for_each(|n| world.boot(*n));
     all
 }
@@ -84,11 +91,21 @@ fn assert_all_repaired(world: &World) {
             if world.excused.contains(block) {
                 continue;
             }
-            let honest = world.devices.iter().filter(|d| !d.gone && d.lie.is_none() && d.setup.quota > 0);
-            let zones: BTreeSet<_> = honest.map(|d| d.setup.zone.clone()).filter(|z| *z != device.setup.zone).collect();
+            let honest = world
+                .devices
+                .iter()
+                .filter(|d| !d.gone && d.lie.is_none() && d.setup.quota > 0);
+            let zones: BTreeSet<_> = honest
+                .map(|d| d.setup.zone.clone())
+                .filter(|z| *z != device.setup.zone)
+                .collect();
             let need = usize::from(*wanted).min(zones.len());
             let have = world.honest_replicas(n, block);
-            assert!(have >= need, "{block} of device {n} has {have} replicas instead of {need}: {:?}", device.store().kept(block));
+            assert!(
+                have >= need,
+                "{block} of device {n} has {have} replicas instead of {need}: {:?}",
+                device.store().kept(block)
+            );
         }
     }
 }
@@ -101,20 +118,39 @@ fn assert_nothing_leaks(world: &World) {
         for (block, _) in crate::store::BlockStore::list(device.store(), None, usize::MAX).unwrap() {
             let leases = device.store().leases(&block).unwrap();
             for lease in &leases {
-                let owner = world.devices.iter().find(|d| d.setup.device == lease.owner).unwrap();
-                assert!(owner.retained.contains_key(&block), "device {n} keeps {block} for an owner that does not retain it");
-                let knows = owner.store().replicas(&block).unwrap().iter().any(|r| r.holder == device.setup.device);
+                let owner = world
+                    .devices
+                    .iter()
+                    .find(|d| d.setup.device == lease.owner)
+                    .unwrap();
+                assert!(
+                    owner.retained.contains_key(&block),
+                    "device {n} keeps {block} for an owner that does not retain it"
+                );
+                let knows = owner
+                    .store()
+                    .replicas(&block)
+                    .unwrap()
+                    .iter()
+                    .any(|r| r.holder == device.setup.device);
                 assert!(knows, "device {n} keeps {block} for an owner that does not know");
             }
             let own = device.setup.has_volume && device.retained.contains_key(&block);
             assert!(own || !leases.is_empty(), "device {n} has {block} for nobody");
         }
-        assert!(device.store().owed_to().unwrap().is_empty(), "device {n} still owes");
+        assert!(
+            device.store().owed_to().unwrap().is_empty(),
+            "device {n} still owes"
+        );
     }
 }
 
 fn assert_nothing_is_lost(world: &World) {
-    let lost: Vec<BlockId> = world.lost().into_iter().filter(|b| !world.excused.contains(b)).collect();
+    let lost: Vec<BlockId> = world
+        .lost()
+        .into_iter()
+        .filter(|b| !world.excused.contains(b))
+        .collect();
     assert!(lost.is_empty(), "lost: {lost:?}");
 }
 
@@ -174,7 +210,12 @@ fn two_devices_that_free_the_same_files_at_once_leave_replicas_of_all() {
         world.free(0, &[here]);
         world.run(world.now + 10 * MINUTE);
         let device = &world.devices[0];
-        assert_eq!(device.store().length(&here).unwrap(), None, "{:?}", device.unfreed);
+        assert_eq!(
+            device.store().length(&here).unwrap(),
+            None,
+            "{:?}",
+            device.unfreed
+        );
     });
 }
 
@@ -196,7 +237,8 @@ fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
         // At most one lies, or every promise of the others would be worth nothing.
         if dice.hits(500) {
             let liar = volumes + dice.below(hosts as u64) as usize;
-            world.devices[liar].lie = Some([Lie::Drops, Lie::Corrupts, Lie::Withholds][dice.below(3) as usize]);
+            world.devices[liar].lie =
+                Some([Lie::Drops, Lie::Corrupts, Lie::Withholds][dice.below(3) as usize]);
         }
         (0..volumes + hosts).for_each(|n| world.boot(n));
         world.run(world.now + MINUTE);
@@ -208,7 +250,7 @@ fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
             let at = dice.below(volumes as u64) as usize;
             let any = dice.below((volumes + hosts) as u64) as usize;
             match dice.below(14) {
-                0..=3 => {
+                0..=3 if world.devices[at].is_up() => {
                     for _ in 0..dice.below(20) {
                         let block = world.write(at);
                         // Another device gets the same tree.
@@ -224,7 +266,12 @@ fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
                 }
                 6 => {
                     // Deleted, which all of the volume come to know: after a while nobody retains it.
-                    let mine: Vec<BlockId> = world.devices[at].retained.keys().copied().filter(|_| dice.hits(200)).collect();
+                    let mine: Vec<BlockId> = world.devices[at]
+                        .retained
+                        .keys()
+                        .copied()
+                        .filter(|_| dice.hits(200))
+                        .collect();
                     for n in 0..volumes {
                         if world.devices[n].is_up() {
                             world.give_up(n, &mine);
@@ -297,7 +344,10 @@ fn a_liar_is_found_and_replaced() {
         }
         world.run(world.now + DAY * 3 / 2);
         let liar = world.devices[4].setup.device;
-        assert!(world.devices[all[0]].condemned.contains(&liar), "{lie:?} was not found");
+        assert!(
+            world.devices[all[0]].condemned.contains(&liar),
+            "{lie:?} was not found"
+        );
         world.run(world.now + HOUR);
         assert_all_repaired(&world);
         // And not a moment later than its owner wants to rely on it.
@@ -313,14 +363,20 @@ fn a_liar_is_found_and_replaced() {
 fn an_owner_that_is_away_for_a_year_finds_everything() {
     let mut world = World::new(4);
     let owner = world.add("home", 0, true, Rules::default());
-    let hosts: Vec<usize> = (0..2).map(|n| world.add(&format!("host {n}"), 1 << 20, false, Rules::default())).collect();
+    let hosts: Vec<usize> = (0..2)
+        .map(|n| world.add(&format!("host {n}"), 1 << 20, false, Rules::default()))
+        .collect();
     (0..3).for_each(|n| world.boot(n));
     world.run(world.now + MINUTE);
     let blocks: Vec<BlockId> = (0..20).map(|_| world.write(owner)).collect();
     world.run(world.now + HOUR);
     world.free(owner, &blocks);
     world.run(world.now + HOUR);
-    assert_eq!(world.devices[owner].freed, 20, "{:?}", world.devices[owner].unfreed);
+    assert_eq!(
+        world.devices[owner].freed, 20,
+        "{:?}",
+        world.devices[owner].unfreed
+    );
     world.stop(owner);
     // The hosts' wall clocks jump ahead by years meanwhile, and they restart.
     for month in 0..12 {
@@ -362,7 +418,11 @@ fn a_reboot_moves_nothing_and_a_loss_is_repaired() {
         world.boot(n);
         world.run(world.now + HOUR);
     }
-    assert_eq!((world.sent.puts, world.sent.releases), (0, 0), "a night moves nothing");
+    assert_eq!(
+        (world.sent.puts, world.sent.releases),
+        (0, 0),
+        "a night moves nothing"
+    );
     for n in [3, 4] {
         world.destroy(n);
     }
@@ -386,7 +446,12 @@ fn a_device_that_wants_space_back_gets_it_by_moving_what_it_holds() {
     world.run(world.now + MINUTE);
     assert!(world.devices[1].unfreed[&Unfreed::HeldForOthers] > 0);
     world.run(world.now + 6 * HOUR);
-    assert_eq!(world.devices[1].store().held_bytes().unwrap(), 0, "{:?}", world.devices[1].unfreed);
+    assert_eq!(
+        world.devices[1].store().held_bytes().unwrap(),
+        0,
+        "{:?}",
+        world.devices[1].unfreed
+    );
     assert_all_repaired(&world);
     assert_nothing_is_lost(&world);
 }
@@ -430,5 +495,8 @@ fn many_devices_share_the_load_and_replace_who_leaves() {
     }
     world.run(world.now + 2 * DAY);
     assert_all_repaired(&world);
-    assert!(world.excused.is_empty(), "two days are enough to repair before the next one leaves");
+    assert!(
+        world.excused.is_empty(),
+        "two days are enough to repair before the next one leaves"
+    );
 }

@@ -66,7 +66,11 @@ pub fn check(id: &BlockId, offset: u64, slice: &[u8]) -> Result<(), SliceError> 
             Err(_) => return Err(SliceError::Wrong),
         }
     }
-    if rest.is_empty() { Ok(()) } else { Err(SliceError::Wrong) }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(SliceError::Wrong)
+    }
 }
 
 /// What only a device that has all of the block can answer to a fresh `challenge`.
@@ -81,7 +85,10 @@ mod tests {
 
     fn block(seed: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes
     }
 
@@ -105,7 +112,10 @@ mod tests {
         let bytes = block(1, 5000);
         let slice = prove(&bytes, 1 << 40);
         assert_eq!(check(&BlockId::of(&bytes), 1 << 40, &slice), Ok(()));
-        assert_eq!(check(&BlockId::of(&block(2, 5000)), 1 << 40, &slice), Err(SliceError::Wrong));
+        assert_eq!(
+            check(&BlockId::of(&block(2, 5000)), 1 << 40, &slice),
+            Err(SliceError::Wrong)
+        );
     }
 
     #[test]

@@ -71,9 +71,7 @@ impl MemoryStore {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         if self.power_cuts {
-            self.synced
-                .lock()
-                .get_or_insert_with(|| Box::new(state.clone()));
+            self.synced.lock().get_or_insert_with(|| Box::new(state.clone()));
         }
         change(&mut state)
     }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::conformance::{block, put};
-use super::{BlockStore, Health, Kept, Lease, MemberState, Number, PutKind, Replica, ReplicaChange, ReplicaStore};
+use super::{
+    BlockStore, Health, Kept, Lease, MemberState, Number, PutKind, Replica, ReplicaChange, ReplicaStore,
+};
 use crate::base::{BlockId, DeviceId};
 
 /// A store of both kinds.
@@ -74,14 +76,22 @@ fn a_leased_block_stays(store: &impl Store) {
     assert_eq!(store.length(&id).unwrap(), None);
     store.put(vec![put(&bytes, PutKind::Cached)]).unwrap();
     assert_eq!(store.length(&id).unwrap(), Some(5000));
-    assert_eq!(effects(store, &[lease(id, 1, 10), lease(id, 1, 20), lease(id, 2, 30)]), [true; 3]);
+    assert_eq!(
+        effects(store, &[lease(id, 1, 10), lease(id, 1, 20), lease(id, 2, 30)]),
+        [true; 3]
+    );
     assert_eq!(store.stats().unwrap().dirty_bytes, 5000, "never evicted");
     store.set_dirty(&[id], false).unwrap();
     assert_eq!(store.stats().unwrap().dirty_bytes, 5000, "not even when asked");
     store.remove(&[id]).unwrap();
     assert_eq!(effects(store, &[ReplicaChange::Remove { block: id }]), [false]);
     assert_eq!(store.get(&id).unwrap(), Some(bytes));
-    let until: Vec<u64> = store.leases(&id).unwrap().iter().map(|lease| lease.until).collect();
+    let until: Vec<u64> = store
+        .leases(&id)
+        .unwrap()
+        .iter()
+        .map(|lease| lease.until)
+        .collect();
     assert_eq!(until, [20, 30]);
     assert_eq!(store.held_bytes().unwrap(), 5000, "counted once");
 }
@@ -97,7 +107,10 @@ fn idle_time_follows_the_last_lease(store: &impl Store) {
     store.put(vec![put(&bytes, PutKind::Cached)]).unwrap();
     effects(store, &[lease(id, 1, 10), lease(id, 2, 10)]);
     assert_eq!(effects(store, &[end(3, 100), end(1, 100)]), [false, true]);
-    assert!(store.idle(u64::MAX >> 1, 9).unwrap().is_empty(), "another lease is left");
+    assert!(
+        store.idle(u64::MAX >> 1, 9).unwrap().is_empty(),
+        "another lease is left"
+    );
     assert_eq!(effects(store, &[end(2, 100)]), [true]);
     assert_eq!(store.idle(101, 9).unwrap(), [id]);
     assert!(store.idle(100, 9).unwrap().is_empty());
@@ -109,18 +122,35 @@ fn idle_time_follows_the_last_lease(store: &impl Store) {
     effects(store, &[lease(id, 3, 10)]);
     assert!(store.idle(101, 9).unwrap().is_empty());
     assert_eq!(store.held_bytes().unwrap(), 20_000);
-    let over = [end(3, 5), ReplicaChange::EndIdle { block: id }, ReplicaChange::Remove { block: id }];
+    let over = [
+        end(3, 5),
+        ReplicaChange::EndIdle { block: id },
+        ReplicaChange::Remove { block: id },
+    ];
     assert_eq!(effects(store, &over), [true; 3]);
     assert!(!store.contains(&id).unwrap());
-    assert_eq!((store.held_bytes().unwrap(), store.stats().unwrap().bytes), (0, 0));
+    assert_eq!(
+        (store.held_bytes().unwrap(), store.stats().unwrap().bytes),
+        (0, 0)
+    );
     assert_eq!(effects(store, &[ReplicaChange::EndIdle { block: id }]), [false]);
 }
 
 fn leases_end_in_order(store: &impl Store) {
     let blocks: Vec<_> = (0..4).map(|n| block(n, 100)).collect();
-    store.put(blocks.iter().map(|b| put(b, PutKind::Cached)).collect()).unwrap();
+    store
+        .put(blocks.iter().map(|b| put(b, PutKind::Cached)).collect())
+        .unwrap();
     let ids: Vec<BlockId> = blocks.iter().map(|b| BlockId::of(b)).collect();
-    effects(store, &[lease(ids[0], 1, 40), lease(ids[1], 1, 20), lease(ids[2], 1, 30), lease(ids[3], 2, 1)]);
+    effects(
+        store,
+        &[
+            lease(ids[0], 1, 40),
+            lease(ids[1], 1, 20),
+            lease(ids[2], 1, 30),
+            lease(ids[3], 2, 1),
+        ],
+    );
     let ending = |until, limit| -> Vec<BlockId> {
         let leases = store.leases_ending(&device(1), until, limit).unwrap();
         leases.iter().map(|lease| lease.block).collect()
@@ -131,7 +161,12 @@ fn leases_end_in_order(store: &impl Store) {
 }
 
 fn what_is_retained_is_found_by_urgency(store: &impl Store) {
-    let rows = [kept(1, 2, None), kept(2, 1, Some(1)), kept(3, 0, Some(0)), kept(4, 1, Some(1))];
+    let rows = [
+        kept(1, 2, None),
+        kept(2, 1, Some(1)),
+        kept(3, 0, Some(0)),
+        kept(4, 1, Some(1)),
+    ];
     effects(store, &rows.map(ReplicaChange::Keep));
     assert_eq!(store.kept(&id(2)).unwrap(), Some(rows[1]));
     assert_eq!(store.kept(&id(9)).unwrap(), None);
@@ -140,7 +175,13 @@ fn what_is_retained_is_found_by_urgency(store: &impl Store) {
     assert_eq!(store.kept_todo(Some((1, id(2))), 9).unwrap(), [rows[3]]);
     assert_eq!(store.kept_after(None, 2).unwrap(), rows[..2]);
     assert_eq!(store.kept_after(Some(id(2)), 9).unwrap(), rows[2..]);
-    effects(store, &[ReplicaChange::Keep(kept(3, 2, None)), ReplicaChange::Keep(kept(2, 1, Some(0)))]);
+    effects(
+        store,
+        &[
+            ReplicaChange::Keep(kept(3, 2, None)),
+            ReplicaChange::Keep(kept(2, 1, Some(0))),
+        ],
+    );
     assert_eq!(store.kept_todo(None, 9).unwrap(), [kept(2, 1, Some(0)), rows[3]]);
     let line = |copies, blocks| Health {
         copies,
@@ -152,12 +193,20 @@ fn what_is_retained_is_found_by_urgency(store: &impl Store) {
 }
 
 fn replicas_are_found_from_both_ends(store: &impl Store) {
-    let rows = [replica(1, 1, 30), replica(1, 2, 20), replica(2, 1, 10), replica(3, 1, 40)];
+    let rows = [
+        replica(1, 1, 30),
+        replica(1, 2, 20),
+        replica(2, 1, 10),
+        replica(3, 1, 40),
+    ];
     effects(store, &rows.map(ReplicaChange::Replica));
     assert_eq!(store.replicas(&id(1)).unwrap(), rows[..2]);
     assert_eq!(store.replicas_due(&device(1), 40, 9).unwrap(), [rows[2], rows[0]]);
     assert_eq!(store.replicas_due(&device(1), 40, 1).unwrap(), [rows[2]]);
-    assert_eq!(store.replicas_at(&device(1), None, 2).unwrap(), [rows[0], rows[2]]);
+    assert_eq!(
+        store.replicas_at(&device(1), None, 2).unwrap(),
+        [rows[0], rows[2]]
+    );
     assert_eq!(store.replicas_at(&device(1), Some(id(2)), 9).unwrap(), [rows[3]]);
     let gone = ReplicaChange::NoReplica {
         block: id(1),
@@ -176,12 +225,15 @@ fn replicas_are_found_from_both_ends(store: &impl Store) {
 
 fn what_is_not_retained_is_owed_back(store: &impl Store) {
     let unkeep = ReplicaChange::Unkeep { block: id(1) };
-    effects(store, &[
-        ReplicaChange::Keep(kept(1, 2, Some(1))),
-        ReplicaChange::Replica(replica(1, 1, 10)),
-        ReplicaChange::Replica(replica(1, 2, 10)),
-        ReplicaChange::Replica(replica(2, 2, 10)),
-    ]);
+    effects(
+        store,
+        &[
+            ReplicaChange::Keep(kept(1, 2, Some(1))),
+            ReplicaChange::Replica(replica(1, 1, 10)),
+            ReplicaChange::Replica(replica(1, 2, 10)),
+            ReplicaChange::Replica(replica(2, 2, 10)),
+        ],
+    );
     assert_eq!(effects(store, &[unkeep, unkeep]), [true, false]);
     assert_eq!(store.kept(&id(1)).unwrap(), None);
     assert!(store.kept_todo(None, 9).unwrap().is_empty());
@@ -213,36 +265,63 @@ fn strays_are_what_nobody_wants(store: &impl Store) {
         let kind = if n == 0 { PutKind::Dirty } else { PutKind::Cached };
         store.put(vec![put(bytes, kind)]).unwrap();
     }
-    effects(store, &[
-        lease(ids[1], 1, 10),
-        ReplicaChange::Keep(Kept {
-            block: ids[2],
-            ..kept(1, 0, None)
-        }),
-    ]);
+    effects(
+        store,
+        &[
+            lease(ids[1], 1, 10),
+            ReplicaChange::Keep(Kept {
+                block: ids[2],
+                ..kept(1, 0, None)
+            }),
+        ],
+    );
     ids.drain(..3);
     ids.sort();
     assert_eq!(store.strays(None, 9).unwrap(), ids);
     assert_eq!(store.strays(Some(ids[0]), 9).unwrap(), ids[1..]);
-    assert_eq!(effects(store, &[ReplicaChange::Protect { block: ids[0] }]), [true]);
+    assert_eq!(
+        effects(store, &[ReplicaChange::Protect { block: ids[0] }]),
+        [true]
+    );
     assert_eq!(store.strays(None, 9).unwrap(), ids[1..]);
     let free = ReplicaChange::Free { block: ids[1] };
     assert_eq!(effects(store, &[free, free]), [true, false]);
     assert_eq!(effects(store, &[ReplicaChange::Remove { block: ids[1] }]), [true]);
-    assert!(store.to_free(None, 9).unwrap().is_empty(), "the wish is fulfilled");
+    assert!(
+        store.to_free(None, 9).unwrap().is_empty(),
+        "the wish is fulfilled"
+    );
 }
 
 fn small_things_are_remembered(store: &impl Store) {
     assert_eq!(store.number(Number::Mark).unwrap(), 0);
-    effects(store, &[ReplicaChange::Number(Number::Mark, 7), ReplicaChange::Number(Number::Wall, 8)]);
+    effects(
+        store,
+        &[
+            ReplicaChange::Number(Number::Mark, 7),
+            ReplicaChange::Number(Number::Wall, 8),
+        ],
+    );
     effects(store, &[ReplicaChange::Number(Number::Mark, 9)]);
-    assert_eq!((store.number(Number::Mark).unwrap(), store.number(Number::Wall).unwrap()), (9, 8));
+    assert_eq!(
+        (
+            store.number(Number::Mark).unwrap(),
+            store.number(Number::Wall).unwrap()
+        ),
+        (9, 8)
+    );
     let member = |n, clock| MemberState {
         device: device(n),
         clock,
         condemned: 3,
     };
-    effects(store, &[ReplicaChange::Member(member(2, 1)), ReplicaChange::Member(member(1, 1))]);
+    effects(
+        store,
+        &[
+            ReplicaChange::Member(member(2, 1)),
+            ReplicaChange::Member(member(1, 1)),
+        ],
+    );
     effects(store, &[ReplicaChange::Member(member(1, 5))]);
     assert_eq!(store.members().unwrap(), [member(1, 5), member(2, 1)]);
     effects(store, &[1, 2, 3].map(|n| ReplicaChange::Free { block: id(n) }));

@@ -110,9 +110,7 @@ impl State {
                 .is_some_and(|entry| !std::mem::replace(&mut entry.dirty, true)),
             ReplicaChange::Replica(replica) => {
                 tables.owed.remove(&(replica.holder, replica.block));
-                tables
-                    .replicas
-                    .insert((replica.block, replica.holder), replica);
+                tables.replicas.insert((replica.block, replica.holder), replica);
                 true
             }
             ReplicaChange::NoReplica { block, holder } => tables.replicas.remove(&(block, holder)).is_some(),
@@ -190,7 +188,8 @@ impl ReplicaStore for MemoryStore {
 
     fn strays(&self, from: Option<BlockId>, limit: usize) -> Result<Vec<BlockId>, StoreError> {
         Ok(self.look(|state| {
-            let is_stray = |block: &BlockId| !state.tables.is_held(block) && !state.tables.kept.contains_key(block);
+            let is_stray =
+                |block: &BlockId| !state.tables.is_held(block) && !state.tables.kept.contains_key(block);
             let evictable = state.blocks.range(after(from)).filter(|(_, entry)| !entry.dirty);
             evictable
                 .map(|(block, _)| *block)
@@ -285,7 +284,15 @@ impl ReplicaStore for MemoryStore {
     }
 
     fn to_free(&self, from: Option<BlockId>, limit: usize) -> Result<Vec<BlockId>, StoreError> {
-        Ok(self.look(|state| state.tables.free.range(after(from)).take(limit).copied().collect()))
+        Ok(self.look(|state| {
+            state
+                .tables
+                .free
+                .range(after(from))
+                .take(limit)
+                .copied()
+                .collect()
+        }))
     }
 
     fn members(&self) -> Result<Vec<MemberState>, StoreError> {

@@ -355,9 +355,11 @@ impl ReplicaStore for SqliteStore {
     }
 
     fn length(&self, block: &BlockId) -> Result<Option<u32>, StoreError> {
-        self.select_one("SELECT len FROM block WHERE id = ?1", params![blob(block)], |row| {
-            row.get(0)
-        })
+        self.select_one(
+            "SELECT len FROM block WHERE id = ?1",
+            params![blob(block)],
+            |row| row.get(0),
+        )
     }
 
     fn held_bytes(&self) -> Result<u64, StoreError> {
@@ -419,7 +421,9 @@ impl ReplicaStore for SqliteStore {
             None => (-1, NOTHING),
         };
         self.select(
-            &format!("{KEPT} WHERE todo IS NOT NULL AND (todo, block) > (?1, ?2) ORDER BY todo, block LIMIT ?3"),
+            &format!(
+                "{KEPT} WHERE todo IS NOT NULL AND (todo, block) > (?1, ?2) ORDER BY todo, block LIMIT ?3"
+            ),
             params![todo, block, rows(limit)],
             kept_in,
         )

@@ -324,15 +324,19 @@ mod tests {
         prepare_file(&failure).unwrap();
         let mut conn = connect(&failure).unwrap();
         migrate(&mut conn, &failure, &MIGRATIONS[..2]).unwrap();
-        conn.execute_batch("INSERT INTO block VALUES (x'07', 1, 3, 1, 0, 1, NULL); INSERT INTO data VALUES (1, x'010203');")
-            .unwrap();
+        conn.execute_batch(
+            "INSERT INTO block VALUES (x'07', 1, 3, 1, 0, 1, NULL); INSERT INTO data VALUES (1, x'010203');",
+        )
+        .unwrap();
         drop(conn);
         let (conn, _) = open_writer(&failure).unwrap();
         assert_eq!(version_of(&conn), 3);
         let of = |sql: &str| -> i64 { conn.query_row(sql, [], |row| row.get(0)).unwrap() };
         assert_eq!(of("SELECT len FROM block WHERE id = x'07'"), 3);
         assert_eq!(of("SELECT bytes FROM held"), 0);
-        for table in ["lease", "idle", "kept", "replica", "owed", "to_free", "member", "number"] {
+        for table in [
+            "lease", "idle", "kept", "replica", "owed", "to_free", "member", "number",
+        ] {
             assert_eq!(of(&format!("SELECT count(*) FROM {table}")), 0);
         }
     }
