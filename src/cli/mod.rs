@@ -18,6 +18,7 @@ mod passphrase;
 mod peers;
 mod progress;
 mod remove;
+mod replicas;
 mod report;
 mod role;
 mod show;
@@ -55,6 +56,8 @@ enum Verb {
     Role(role::Args),
     Import(copy::ImportArgs),
     Export(copy::ExportArgs),
+    Free(replicas::FreeArgs),
+    Sync(replicas::SyncArgs),
     Show(show::Args),
     Umount(umount::Args),
     #[command(hide = true, subcommand)]
@@ -97,6 +100,8 @@ fn run(cli: Cli) -> Outcome {
         Verb::Role(args) => role::run(&env, args),
         Verb::Import(args) => copy::import(&env, args),
         Verb::Export(args) => copy::export(&env, args),
+        Verb::Free(args) => replicas::free(&env, args),
+        Verb::Sync(args) => replicas::sync(&env, args),
         Verb::Show(args) => show::run(&env, args),
         Verb::Umount(args) => umount::run(&env, args),
         Verb::Generate(args) => generate::run(&args),

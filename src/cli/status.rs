@@ -100,6 +100,9 @@ fn show(status: &Status, json: bool) -> Outcome {
         size(store.bytes),
         size(store.dirty_bytes)
     ));
+    if let Some(replication) = &status.replication {
+        super::replicas::show(replication);
+    }
     let work = &status.work;
     print(format_args!(
         "work     {} statements in {} commits; {} chunks sealed ({}), {} opened ({})",

@@ -64,6 +64,17 @@ pub enum Request {
         #[serde(with = "path_text")]
         to: PathBuf,
     },
+    /// Remove from this device the blocks of files that enough other devices hold.
+    Free {
+        /// Paths in the volume, relative to its root.
+        #[serde(with = "path_text::list")]
+        paths: Vec<PathBuf>,
+    },
+    /// Wait until everything has the replicas that can be had, at most so long.
+    Sync {
+        /// In seconds; zero: do not wait.
+        wait_secs: u64,
+    },
     /// Unmount, write everything back, end.
     Stop {
         /// Unmount even while files are open: whoever has them open keeps them until the daemon has drained.
@@ -119,6 +130,10 @@ pub enum Answer {
     },
     /// To [`Request::Import`] and [`Request::Export`].
     Copied(Copied),
+    /// To [`Request::Free`].
+    Freed(Freed),
+    /// To [`Request::Sync`].
+    Replication(Replication),
     /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
     Stopped {
         /// The process.
@@ -135,6 +150,8 @@ impl fmt::Debug for Answer {
             Self::Changed(changed) => f.debug_tuple("Changed").field(changed).finish(),
             Self::Ticket { .. } => f.write_str("Ticket(..)"),
             Self::Copied(copied) => f.debug_tuple("Copied").field(copied).finish(),
+            Self::Freed(freed) => f.debug_tuple("Freed").field(freed).finish(),
+            Self::Replication(health) => f.debug_tuple("Replication").field(health).finish(),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
         }
     }
@@ -172,6 +189,9 @@ pub struct Status {
     pub store: Totals,
     /// The network; none with `--no-network`.
     pub network: Option<Network>,
+    /// How well what it keeps is replicated; none without a network.
+    #[serde(default)]
+    pub replication: Option<Replication>,
     /// What it has done since its start.
     #[serde(default)]
     pub work: Work,
@@ -295,6 +315,41 @@ pub struct Changed {
     pub role: Option<String>,
     /// The key epoch under which new data is sealed from now on.
     pub epoch: u32,
+}
+
+/// How well a device's blocks are replicated.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Replication {
+    /// Blocks of the volume by how many replicas they have, fewest first.
+    pub health: Vec<Health>,
+    /// Bytes of blocks that lack replicas.
+    pub lacking_bytes: u64,
+    /// Bytes kept here for other members.
+    pub held_bytes: u64,
+}
+
+/// Blocks with so many replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Replicas on other devices that count.
+    pub replicas: u8,
+    /// Replicas wanted.
+    pub wanted: u8,
+    /// Blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What came of freeing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Freed {
+    /// Blocks removed from this device.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks that stay, by reason.
+    pub kept: Vec<(String, u64)>,
 }
 
 /// What an import or export did.

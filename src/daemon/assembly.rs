@@ -9,14 +9,16 @@ use parking_lot::Mutex;
 
 use super::Located;
 use super::network::Networking;
+use super::replication::{Own, Replication};
 use super::watchdog;
 use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
 use crate::folder::config::Config;
 use crate::folder::state::Keyring;
+use crate::keys::DeviceKey;
 use crate::keys::certificate::Role;
-use crate::store::{BlockStore, Fetch, NoFetch, SqliteStore, StoreOptions, Tiered};
-use crate::volume::{Announce, StatusText, Volume, VolumeOptions};
+use crate::store::{BlockStore, Fetch, NoFetch, ReplicaStore, SqliteStore, StoreOptions, Tiered};
+use crate::volume::{Announce, Retention, StatusText, Volume, VolumeOptions};
 
 /// What the command line says over `dfs.toml`; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +48,7 @@ pub(super) struct Assembly {
     identity: Identity,
     store: Arc<SqliteStore>,
     network: Option<Arc<Networking>>,
+    replication: Option<Arc<Replication>>,
     tiered: Arc<Tiered>,
     volume: Option<Arc<Volume>>,
     read_only: bool,
@@ -82,10 +85,14 @@ impl Assembly {
             None => Arc::new(NoFetch),
         };
         let tiered = Tiered::new(blocks, fetch, config.network.timeout);
+        let replication = network
+            .as_ref()
+            .and_then(|network| start_replication(&config, &keys, located, &store, &tiered, network));
         let mut assembly = Self {
             identity,
             store,
             network,
+            replication,
             tiered,
             volume: None,
             read_only: false,
@@ -107,12 +114,19 @@ impl Assembly {
                     unclean: assembly.store.opened_unclean(),
                     remote: assembly.network.is_some(),
                     announce: assembly.network.as_ref().map(announcer),
+                    retention: assembly
+                        .replication
+                        .as_ref()
+                        .map(|replication| Arc::clone(replication) as Arc<dyn Retention>),
                     status: Some(status_text(&assembly)),
                     state: Some(located.state.clone()),
                 },
             )?;
             if assembly.store.opened_unclean() && !assembly.read_only {
                 volume.remove_leftovers()?;
+            }
+            if let Some(replication) = &assembly.replication {
+                replication.name_for(&volume)?;
             }
             assembly.volume = Some(volume);
         } else if mounting {
@@ -129,6 +143,11 @@ impl Assembly {
 
     pub(super) fn store(&self) -> &Arc<SqliteStore> {
         &self.store
+    }
+
+    /// What keeps copies elsewhere; none without a network.
+    pub(super) fn replication(&self) -> Option<&Arc<Replication>> {
+        self.replication.as_ref()
     }
 
     /// The network; none when it is off or could not be started.
@@ -160,6 +179,9 @@ impl Assembly {
             Some(volume) => volume.shutdown().context("the volume"),
             None => Ok(()),
         };
+        if let Some(replication) = &self.replication {
+            replication.stop();
+        }
         if let Some(network) = &self.network {
             network.stop();
         }
@@ -175,6 +197,51 @@ impl Drop for Assembly {
             tracing::error!("not everything could be written back: {e:#}");
         }
     }
+}
+
+/// Replication that cannot be started keeps nobody from his own files either.
+fn start_replication(
+    config: &Config,
+    keys: &Keyring,
+    located: &Located,
+    store: &Arc<SqliteStore>,
+    tiered: &Arc<Tiered>,
+    network: &Arc<Networking>,
+) -> Option<Arc<Replication>> {
+    let key = DeviceKey::from_bytes(&keys.device.seed());
+    let offer = &config.replication;
+    let own = Own {
+        zone: offer.zone.clone().unwrap_or_else(machine),
+        quota: offer
+            .quota
+            .unwrap_or_else(|| share_of_disk(&located.state.store_path(), store)),
+        reserve: offer.reserve,
+        wanted: offer.replicas,
+        has_volume: keys.volume.is_some(),
+        key,
+    };
+    Replication::start(own, store, tiered, network.node(), &located.state)
+        .inspect_err(|error| tracing::error!(%error, "nothing is replicated: no thread for it"))
+        .ok()
+        .map(Arc::new)
+}
+
+/// What fails together unless the owner says otherwise: this computer.
+fn machine() -> String {
+    let id = std::fs::read("/etc/machine-id").unwrap_or_default();
+    if id.is_empty() {
+        return String::new();
+    }
+    // Its id is nobody's business.
+    let hash = blake3::derive_key("dfs 2026 zone of a computer", &id);
+    format!("computer-{}", data_encoding::HEXLOWER.encode(&hash[..6]))
+}
+
+/// What is given to others where the owner has not said: a quarter of what is free or given already.
+fn share_of_disk(path: &std::path::Path, store: &SqliteStore) -> u64 {
+    let dir = path.parent().unwrap_or(path);
+    let free = rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    (free + store.held_bytes().unwrap_or(0)) / 4
 }
 
 /// A network that cannot be had keeps nobody from his own files.

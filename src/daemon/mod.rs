@@ -17,6 +17,7 @@ mod offline;
 mod open;
 mod plain_files;
 mod process;
+mod replication;
 mod run;
 mod show;
 mod watchdog;

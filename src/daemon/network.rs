@@ -6,17 +6,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::Located;
 use super::admit::Admission;
 use super::keeper::Keeper;
-use crate::base::RootId;
 use crate::base::clock::{Clock, SystemClock};
+use crate::base::{BlockId, DeviceId, RootId};
 use crate::control::{Failure, Network, Peer};
 use crate::folder::config::NetworkConfig;
 use crate::folder::state::{Keyring, StateDir};
 use crate::keys::{AdminAddress, DeviceKey, GroupKey, Role, Ticket};
+use crate::node::partner::{Done, Partner};
 use crate::node::{
     Identity, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo, StateFile,
 };
@@ -28,6 +30,38 @@ pub(super) struct SharedNode(RwLock<Option<Node>>);
 impl SharedNode {
     fn with<T>(&self, ask: impl FnOnce(&Node) -> Result<T, NodeError>) -> Result<T, NodeError> {
         self.0.read().as_ref().map_or(Err(NodeError::Gone), ask)
+    }
+
+    /// Brings a block to a member, see [`Node::put`].
+    pub(super) fn put(&self, device: DeviceId, id: BlockId, block: Bytes, deadline: Instant, done: Done) {
+        match self.0.read().as_ref() {
+            Some(node) => node.put(device, id, block, deadline, done),
+            None => done(Err("the node has ended".into())),
+        }
+    }
+
+    /// Brings a message to a member, see [`Node::say`].
+    pub(super) fn say(&self, device: DeviceId, body: Bytes, deadline: Instant, done: Done) {
+        match self.0.read().as_ref() {
+            Some(node) => node.say(device, body, deadline, done),
+            None => done(Err("the node has ended".into())),
+        }
+    }
+
+    /// See [`Node::set_partner`].
+    pub(super) fn set_partner(&self, partner: Arc<dyn Partner>) {
+        if let Some(node) = self.0.read().as_ref() {
+            node.set_partner(partner);
+        }
+    }
+
+    /// All devices that belong to the group, this one among them, with the zones in their certificates.
+    pub(super) fn belonging(&self) -> Result<Vec<(DeviceId, Option<String>)>, NodeError> {
+        let members = self.with(Node::members)?;
+        let belongs = members
+            .into_iter()
+            .filter(|member| member.role.is_some() && member.removed.is_none());
+        Ok(belongs.map(|member| (member.device, member.zone)).collect())
     }
 
     /// Tells others that this device has a file. Losing it costs them a search.

@@ -41,6 +41,16 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # write_budget = "64MiB"
 # Seconds between background syncs.
 # sync_interval = 5
+
+[replication]
+# Copies of each block on other computers.
+# replicas = 2
+# Bytes kept here for other members; a quarter of the free space unless set. "0": nothing.
+# quota = "50GB"
+# Free space that other members may not use.
+# reserve = "1GiB"
+# What fails together with this device: this computer, unless set.
+# zone = "attic"
 "#;
 
 /// Why `dfs.toml` was refused.
@@ -76,6 +86,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// `[volume]`
     pub volume: VolumeConfig,
+    /// `[replication]`
+    pub replication: ReplicationConfig,
 }
 
 /// `[store]`
@@ -141,6 +153,35 @@ impl Default for VolumeConfig {
         Self {
             write_budget: 64 << 20,
             sync_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// `[replication]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicationConfig {
+    /// Copies of each block on other computers.
+    #[serde(deserialize_with = "replicas")]
+    pub replicas: u8,
+    /// Bytes kept for other members; `None`: a share of the free space.
+    #[serde(deserialize_with = "quota")]
+    pub quota: Option<u64>,
+    /// Free space that other members may not use, in bytes.
+    #[serde(deserialize_with = "reserve")]
+    pub reserve: u64,
+    /// What fails together with this device; `None`: this computer.
+    #[serde(deserialize_with = "zone")]
+    pub zone: Option<String>,
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> Self {
+        Self {
+            replicas: 2,
+            quota: None,
+            reserve: 1 << 30,
+            zone: None,
         }
     }
 }
@@ -223,6 +264,38 @@ fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
         1 << 40,
         "expected a size such as \"64MiB\", from 16MiB to 1TiB",
     )
+}
+
+fn replicas<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
+    whole(d, 0, 16).map(|number| number as u8)
+}
+
+fn quota<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    size(
+        d,
+        0,
+        1 << 50,
+        "expected a size such as \"50GB\", from 0 to 1024TiB",
+    )
+    .map(Some)
+}
+
+fn reserve<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    size(
+        d,
+        0,
+        1 << 50,
+        "expected a size such as \"1GiB\", from 0 to 1024TiB",
+    )
+}
+
+fn zone<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let what = "expected a name of 1 to 64 bytes, such as \"attic\"";
+    let name = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    match (1..=64).contains(&name.len()) && !name.contains(char::is_control) {
+        true => Ok(Some(name)),
+        false => Err(D::Error::custom(what)),
+    }
 }
 
 fn whole<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<i64, D::Error> {

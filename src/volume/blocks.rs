@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::Wait;
 use super::error::{BlockError, Result, VolumeError};
+use super::retention::Retention;
 use crate::base::activity::{self, Refused, Waits};
 use crate::base::limits::CHUNK_MAX;
 use crate::base::{BlockId, PlainHash, RootId, work};
@@ -66,6 +67,7 @@ pub struct Blocks {
     opened: Condvar,
     /// Blocks taken up since a collection began; held shared while blocks are stored, exclusively while some are removed.
     watch: RwLock<Option<Mutex<HashSet<BlockId>>>>,
+    retention: Option<Arc<dyn Retention>>,
     timeout: Duration,
 }
 
@@ -84,7 +86,12 @@ impl std::fmt::Debug for Blocks {
 
 impl Blocks {
     /// The blocks of the volume with these keys. `timeout` bounds every wait for a block.
-    pub fn new(keys: Arc<VolumeKeys>, tiered: Arc<Tiered>, timeout: Duration) -> Result<Self> {
+    pub fn new(
+        keys: Arc<VolumeKeys>,
+        tiered: Arc<Tiered>,
+        retention: Option<Arc<dyn Retention>>,
+        timeout: Duration,
+    ) -> Result<Self> {
         let ahead = rayon::ThreadPoolBuilder::new()
             .thread_name(|index| format!("dfs-open-{index}"))
             .build()
@@ -104,6 +111,7 @@ impl Blocks {
             }),
             opened: Condvar::new(),
             watch: RwLock::new(None),
+            retention,
             timeout,
         })
     }
@@ -111,6 +119,11 @@ impl Blocks {
     /// The volume's keys.
     pub fn keys(&self) -> &Arc<VolumeKeys> {
         &self.keys
+    }
+
+    /// Who is told what is needed.
+    pub fn retention(&self) -> Option<&dyn Retention> {
+        self.retention.as_deref()
     }
 
     /// Where blocks come from.
@@ -213,7 +226,17 @@ impl Blocks {
     pub fn store(&self, data: &[u8], cuts: &[Cut]) -> Result<(Vec<Stored>, CommitSeq)> {
         let watch = self.watch.read();
         let (stored, batch) = self.seal(data, cuts, watch.as_ref())?;
-        Ok((stored, self.put(batch)?))
+        let seq = self.put(batch)?;
+        self.tell(&stored);
+        Ok((stored, seq))
+    }
+
+    /// Tells what is going to be named.
+    fn tell(&self, stored: &[Stored]) {
+        if let Some(retention) = &self.retention {
+            let ids: Vec<BlockId> = stored.iter().filter_map(|stored| stored.block).collect();
+            retention.stored(&ids);
+        }
     }
 
     /// As [`Blocks::store`] for several stretches: while one is stored the next is sealed. `next` gives plaintext, cuts and a mark, and
@@ -234,6 +257,7 @@ impl Blocks {
                 let seq = put
                     .join()
                     .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
+                self.tell(&stored);
                 done(mark, &stored, seq);
                 Ok(())
             };
@@ -343,6 +367,9 @@ impl Blocks {
             taken_up.lock().extend(ids);
         }
         store.set_dirty(ids, true).map_err(VolumeError::store)?;
+        if let Some(retention) = &self.retention {
+            retention.stored(ids);
+        }
         // One may have been evicted just before.
         Ok(all_here()?.then(|| store.last_seq()))
     }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -49,13 +49,16 @@ impl Volume {
         let _no_import = self.importing.lock();
         let garbage = self.garbage.swap(0, Ordering::Relaxed);
         self.sync_all()?;
-        self.moved.store(false, Ordering::SeqCst);
+        if let Some(retention) = self.blocks.retention() {
+            retention.begin();
+        }
         self.blocks.begin_watch();
-        let marked = self.mark_folder().and_then(|mut marked| {
-            self.mark_open(&mut marked)?;
-            Ok(marked)
+        let outcome = self.mark().and_then(|marked| {
+            if let Some(retention) = self.blocks.retention() {
+                retention.end(&marked);
+            }
+            self.sweep(&marked)
         });
-        let outcome = marked.and_then(|marked| self.sweep(&marked));
         self.blocks.end_watch();
         if outcome.is_err() {
             self.freed(garbage);
@@ -63,10 +66,43 @@ impl Volume {
         outcome
     }
 
+    /// What the `.f` files name and the open files hold.
+    pub(super) fn mark(&self) -> Result<HashSet<BlockId>> {
+        self.moved.store(false, Ordering::SeqCst);
+        let mut marked = self.mark_folder()?;
+        self.mark_open(&mut marked)?;
+        Ok(marked)
+    }
+
+    /// What the `.f` at a path of the volume names, or those below it.
+    pub(super) fn mark_path(&self, path: &Path, marked: &mut HashSet<BlockId>) -> Result<()> {
+        let parent = host_path(path.parent().unwrap_or(Path::new("")));
+        if let Some(name) = path.file_name() {
+            let host = names::file_to_host(name);
+            let dir = self
+                .folder
+                .dir(&parent)
+                .map_err(|error| VolumeError::host("open a directory", error))?;
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            if let Ok(file) = open_below(dir.as_fd(), &host, flags, Mode::empty()) {
+                return self.mark_file(&File::from(file), &parent.join(&host), marked);
+            }
+        }
+        self.mark_below(host_path(path), marked)
+    }
+
     /// What the `.f` files name.
     pub(super) fn mark_folder(&self) -> Result<HashSet<BlockId>> {
         let mut marked = HashSet::new();
-        let mut todo = vec![PathBuf::new()];
+        self.mark_below(PathBuf::new(), &mut marked)?;
+        if self.moved.load(Ordering::SeqCst) {
+            return Err(VolumeError::Invalid("files moved while the folder was walked"));
+        }
+        Ok(marked)
+    }
+
+    fn mark_below(&self, top: PathBuf, marked: &mut HashSet<BlockId>) -> Result<()> {
+        let mut todo = vec![top];
         while let Some(directory) = todo.pop() {
             // No directory may move from where it has not been looked for to where it has.
             let _still = self.renames.read();
@@ -87,9 +123,7 @@ impl Volume {
                             OFlags::RDONLY | OFlags::NONBLOCK,
                             Mode::empty(),
                         ) {
-                            Ok(host) => {
-                                self.mark_file(&File::from(host), &directory.join(&name), &mut marked)?
-                            }
+                            Ok(host) => self.mark_file(&File::from(host), &directory.join(&name), marked)?,
                             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                             Err(error) => return Err(VolumeError::host("open a .f", error)),
                         }
@@ -98,10 +132,7 @@ impl Volume {
                 }
             }
         }
-        if self.moved.load(Ordering::SeqCst) {
-            return Err(VolumeError::Invalid("files moved while the folder was walked"));
-        }
-        Ok(marked)
+        Ok(())
     }
 
     /// What the open files hold. One that was closed since its `.f` was looked at took note of what it named then.
@@ -203,4 +234,14 @@ impl Volume {
             removed += self.blocks.remove_unused(&unmarked)?;
         }
     }
+}
+
+/// Where a directory of the volume is in the folder.
+fn host_path(path: &Path) -> PathBuf {
+    path.components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(names::dir_to_host(name)),
+            _ => None,
+        })
+        .collect()
 }

@@ -25,6 +25,7 @@ mod open_file;
 mod pieces;
 mod read;
 mod replace;
+mod retention;
 mod shown;
 mod size_cache;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use beside::Beside;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use open_file::{Chosen, choose};
+pub use retention::Retention;
 pub use shown::StatusText;
 pub use write_back::Synced;
 
@@ -132,6 +134,8 @@ pub struct VolumeOptions {
     pub remote: bool,
     /// Told of new file roots.
     pub announce: Option<Announce>,
+    /// Told of what the volume needs.
+    pub retention: Option<Arc<dyn Retention>>,
     /// What `.dfs/status` in the mount says.
     pub status: Option<StatusText>,
     /// Where the sizes of files are kept between two mounts, if anywhere.
@@ -157,6 +161,7 @@ impl Default for VolumeOptions {
             unclean: false,
             remote: false,
             announce: None,
+            retention: None,
             status: None,
             state: None,
         }
@@ -224,7 +229,7 @@ impl Volume {
             size_cache::load(state, &folder, &keys, store, options.unclean)
         });
         let volume = Arc::new(Self {
-            blocks: Arc::new(Blocks::new(keys, tiered, options.timeout)?),
+            blocks: Arc::new(Blocks::new(keys, tiered, options.retention, options.timeout)?),
             folder,
             nodes: Nodes::new(),
             sizes: Mutex::new(sizes.unwrap_or_default()),
@@ -261,6 +266,11 @@ impl Volume {
             self.save_sizes();
         }
         outcome
+    }
+
+    /// Writes back everything and makes it durable.
+    pub fn write_everything(&self) -> Result<()> {
+        self.write_back_all().and(self.sync_all())
     }
 
     /// The path in the mount of an inode, for messages; what is not known any more is `?`.

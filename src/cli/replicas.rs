@@ -1,0 +1,143 @@
+//! `dfs free` and `dfs sync`: space given back to this device, and copies on others waited for.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::environment::Environment;
+use super::locate::{self, Place};
+use super::progress::Bar;
+use super::report::{Exit, Outcome, from_client, print, print_json, size};
+use crate::control::client::{ask, unexpected};
+use crate::control::{Answer, Failure, Health, Replication, Request};
+
+/// Longest silence of a daemon that frees: holders that do not answer are waited for five minutes.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Remove from this device the blocks of files that enough other devices hold.
+///
+/// The files stay as they are and read as before: their blocks come from the others. A block goes only after the others have confirmed, while this
+/// device kept it, that they have it on their disks; what cannot be freed safely stays, and the reason is shown.
+#[derive(Debug, clap::Args)]
+pub struct FreeArgs {
+    /// Files and directories, in the folder or in the mount.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Write everything back, and with --wait have it on other devices too.
+#[derive(Debug, clap::Args)]
+pub struct SyncArgs {
+    /// A path in the folder or in the mount.
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// Wait until every block has the replicas that are wanted, at most so many seconds.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "86400")]
+    wait: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `dfs free`.
+pub fn free(env: &Environment, args: FreeArgs) -> Outcome {
+    let what = "cannot free space";
+    let mut paths = Vec::new();
+    let mut at: Option<PathBuf> = None;
+    for path in &args.paths {
+        let (socket, inside) = running(env, path, what)?;
+        if at.as_ref().is_some_and(|at| *at != socket) {
+            let why = format!("{} is in another volume than the paths before it", path.display());
+            return Err(Failure::new(what, why, "free the volumes one by one").into());
+        }
+        at = Some(socket);
+        paths.push(inside);
+    }
+    let Some(socket) = at else { return Ok(()) };
+    let bar = Bar::new(env.progress);
+    let freed = match ask(&socket, &Request::Free { paths }, TIMEOUT, |progress| {
+        bar.show(&progress)
+    }) {
+        Ok(Answer::Freed(freed)) => freed,
+        Ok(other) => return Err(from_client(what, unexpected(&socket, &other))),
+        Err(e) => return Err(from_client(what, e)),
+    };
+    drop(bar);
+    if args.json {
+        return print_json(&freed);
+    }
+    print(format_args!(
+        "freed    {} blocks, {}",
+        freed.blocks,
+        size(freed.bytes)
+    ));
+    for (why, blocks) in &freed.kept {
+        print(format_args!("kept     {blocks} blocks: {why}"));
+    }
+    Ok(())
+}
+
+/// Runs `dfs sync`.
+pub fn sync(env: &Environment, args: SyncArgs) -> Outcome {
+    let what = "cannot sync";
+    let (socket, _) = running(env, &args.path, what)?;
+    let bar = Bar::new(env.progress);
+    let request = Request::Sync {
+        wait_secs: args.wait.unwrap_or(0),
+    };
+    let health = match ask(&socket, &request, TIMEOUT, |progress| bar.show(&progress)) {
+        Ok(Answer::Replication(health)) => health,
+        Ok(other) => return Err(from_client(what, unexpected(&socket, &other))),
+        Err(e) => return Err(from_client(what, e)),
+    };
+    drop(bar);
+    if args.json {
+        print_json(&health)?;
+    } else {
+        show(&health);
+    }
+    if args.wait.is_some() && health.lacking_bytes > 0 {
+        let why = format!(
+            "{} have fewer replicas than are wanted",
+            size(health.lacking_bytes)
+        );
+        let hint =
+            "`dfs members` shows who is connected; other computers have to offer space (`quota` in dfs.toml)";
+        return Err(Failure::new("not everything is on other devices", why, hint).into());
+    }
+    Ok(())
+}
+
+/// The lines about replication in `dfs status` and `dfs sync`.
+pub(super) fn show(replication: &Replication) {
+    for line in &replication.health {
+        let Health {
+            replicas,
+            wanted,
+            blocks,
+            bytes,
+        } = line;
+        print(format_args!(
+            "replicas {replicas} of {wanted}: {blocks} blocks, {}",
+            size(*bytes)
+        ));
+    }
+    if replication.held_bytes > 0 {
+        print(format_args!(
+            "keeps    {} for others",
+            size(replication.held_bytes)
+        ));
+    }
+}
+
+fn running(env: &Environment, path: &Path, what: &str) -> Result<(PathBuf, PathBuf), Exit> {
+    match locate::find(env, path)? {
+        Place::Running { daemon, inside } => Ok((daemon.socket, inside)),
+        Place::Folder { folder, .. } => {
+            let why = format!("no daemon is running for {}", folder.display());
+            Err(Failure::new(what, why, "mount it first: `dfs up`").into())
+        }
+    }
+}

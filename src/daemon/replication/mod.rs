@@ -1,0 +1,572 @@
+//! Carries out what the machine of `replica` decides: one thread that owns it, a few that read blocks, prove and check, and the node between.
+//!
+//! Invariant: only the thread touches the machine, and no call from the volume, the node or a command waits for it (but those that ask it
+//! something). What the volume stored is told to it about once a second, at the end too; after an unclean stop everything is named anew.
+
+mod carrier;
+mod profiles;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use parking_lot::Mutex;
+
+use self::carrier::{Carrier, Job};
+use self::profiles::Profiles;
+use super::network::SharedNode;
+use crate::base::clock::{Clock, SystemClock};
+use crate::base::{BlockId, DeviceId};
+use crate::folder::state::StateDir;
+use crate::keys::DeviceKey;
+use crate::node::partner::{self, Partner};
+use crate::replica::message::{Action, Answer, Event, Member, Report, Request, Retained, Unfreed};
+use crate::replica::rules::Rules;
+use crate::replica::{Machine, Setup};
+use crate::store::{BlockStore, CheckedBlock, Health, Put, PutKind, ReplicaStore, SqliteStore, Tiered};
+use crate::volume::{Retention, Volume};
+
+/// How often what the volume stored is told to the machine, and the members are looked at.
+const STEP: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether everything is to be named.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Blocks named in one event.
+const NAMED: usize = 1024;
+
+/// Threads that read blocks, prove and check.
+const CARRIERS: usize = 2;
+
+/// Pause before a machine whose store failed is started anew.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// What replication needs to know of this device.
+pub(super) struct Own {
+    pub(super) key: DeviceKey,
+    pub(super) zone: String,
+    pub(super) quota: u64,
+    pub(super) reserve: u64,
+    pub(super) wanted: u8,
+    pub(super) has_volume: bool,
+}
+
+/// How far a request to free space has come.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Freed {
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+    /// What stays, and why.
+    pub(super) kept: BTreeMap<Unfreed, u64>,
+}
+
+/// What the thread hears.
+enum Msg {
+    Event(Event),
+    /// A request of the member with this public key, and where its answer goes.
+    Heard([u8; 32], Request, partner::Answer),
+    Profile(DeviceId, u64, String),
+    Reachable(DeviceId, bool),
+    /// Free these blocks, and say what came of each.
+    Free(Vec<BlockId>, Sender<Freed>),
+    Stop,
+}
+
+/// The running replication.
+pub(super) struct Replication {
+    inbox: Sender<Msg>,
+    shared: Arc<Shared>,
+    store: Arc<SqliteStore>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the volume's threads reach.
+#[derive(Default)]
+struct Shared {
+    /// Blocks that the volume stored since the machine was last told.
+    stored: Mutex<Vec<BlockId>>,
+    /// There is a host: without one nothing need be named.
+    hosts: AtomicBool,
+    /// Everything has to be named.
+    unnamed: AtomicBool,
+    ending: AtomicBool,
+}
+
+impl Replication {
+    /// Starts the threads and lets the node tell them what members want.
+    pub(super) fn start(
+        own: Own,
+        store: &Arc<SqliteStore>,
+        tiered: &Arc<Tiered>,
+        node: &Arc<SharedNode>,
+        state: &StateDir,
+    ) -> std::io::Result<Self> {
+        let (inbox, messages) = unbounded();
+        let (jobs, work) = unbounded();
+        let shared = Arc::new(Shared {
+            unnamed: AtomicBool::new(store.opened_unclean() || marked(store) == 0),
+            ..Shared::default()
+        });
+        let key = Arc::new(own.key);
+        let mut threads = Vec::new();
+        for n in 0..CARRIERS {
+            let carrier = Carrier {
+                key: Arc::clone(&key),
+                store: Arc::clone(store),
+                tiered: Arc::clone(tiered),
+                node: Arc::clone(node),
+                inbox: inbox.clone(),
+                jobs: jobs.clone(),
+            };
+            let work: Receiver<Job> = work.clone();
+            let thread = std::thread::Builder::new().name(format!("dfs-carry-{n}"));
+            threads.push(thread.spawn(move || carrier.run(&work))?);
+        }
+        let setup = Setup {
+            device: key.id(),
+            zone: own.zone.as_str().into(),
+            quota: own.quota,
+            reserve: own.reserve,
+            has_volume: own.has_volume,
+            wanted: own.wanted,
+            rules: Rules::default(),
+        };
+        let replicator = Replicator {
+            setup,
+            store: Arc::clone(store),
+            node: Arc::clone(node),
+            shared: Arc::clone(&shared),
+            profiles: Profiles::load(state),
+            jobs: jobs.clone(),
+            started: Instant::now(),
+            answers: HashMap::new(),
+            frees: Vec::new(),
+            reachable: HashSet::new(),
+            told: Vec::new(),
+        };
+        let thread = std::thread::Builder::new().name("dfs-replica".into());
+        threads.push(thread.spawn(move || replicator.run(&messages))?);
+        let listener = Ears {
+            inbox: inbox.clone(),
+            jobs,
+            store: Arc::clone(store),
+            quota: own.quota,
+        };
+        node.set_partner(Arc::new(listener));
+        Ok(Self {
+            inbox,
+            shared,
+            store: Arc::clone(store),
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Has everything that the volume needs named when that is due: there is a host, and not all was named while there was none.
+    pub(super) fn name_for(&self, volume: &Arc<Volume>) -> std::io::Result<()> {
+        let (volume, shared) = (Arc::downgrade(volume), Arc::clone(&self.shared));
+        let thread = std::thread::Builder::new()
+            .name("dfs-name".into())
+            .spawn(move || {
+                let mut due = Instant::now();
+                while !shared.ending.load(Ordering::Acquire) {
+                    std::thread::sleep(LOOK);
+                    let wanted =
+                        shared.hosts.load(Ordering::Acquire) && shared.unnamed.load(Ordering::Acquire);
+                    let Some(volume) = volume.upgrade().filter(|_| wanted && due <= Instant::now()) else {
+                        continue;
+                    };
+                    shared.unnamed.store(false, Ordering::Release);
+                    if let Err(error) = volume.name_all() {
+                        tracing::info!(%error, "what is to be replicated is looked for again in a while");
+                        shared.unnamed.store(true, Ordering::Release);
+                        due = Instant::now() + AGAIN;
+                    }
+                }
+            })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Frees blocks as far as that is safe, and waits for what comes of it, at most so long.
+    pub(super) fn free(&self, blocks: Vec<BlockId>, at_most: Duration) -> Option<Freed> {
+        let (tell, told) = bounded(1);
+        self.inbox.send(Msg::Free(blocks, tell)).ok()?;
+        told.recv_timeout(at_most).ok()
+    }
+
+    /// Blocks by how many replicas they have.
+    pub(super) fn health(&self) -> Vec<Health> {
+        self.store.health().unwrap_or_default()
+    }
+
+    /// Whether everything that the volume stored has been told to the machine.
+    pub(super) fn is_settled(&self) -> bool {
+        let shared = &self.shared;
+        shared.stored.lock().is_empty()
+            && !(shared.hosts.load(Ordering::Acquire) && shared.unnamed.load(Ordering::Acquire))
+    }
+
+    /// Bytes that this device keeps for others.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.store.held_bytes().unwrap_or_default()
+    }
+
+    /// Ends the threads. What the volume stored before is remembered.
+    pub(super) fn stop(&self) {
+        self.shared.ending.store(true, Ordering::Release);
+        let _ = self.inbox.send(Msg::Stop);
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of replication ended by a fault");
+            }
+        }
+    }
+}
+
+fn marked(store: &SqliteStore) -> u64 {
+    store.number(crate::store::Number::Mark).unwrap_or(0)
+}
+
+impl Retention for Replication {
+    fn stored(&self, blocks: &[BlockId]) {
+        if self.shared.hosts.load(Ordering::Acquire) {
+            self.shared.stored.lock().extend_from_slice(blocks);
+        } else {
+            self.shared.unnamed.store(true, Ordering::Release);
+        }
+    }
+
+    fn begin(&self) {
+        let _ = self.inbox.send(Msg::Event(Event::BeginMark));
+    }
+
+    fn end(&self, named: &HashSet<BlockId>) {
+        let all: Vec<BlockId> = named.iter().copied().collect();
+        for some in all.chunks(NAMED) {
+            let _ = self.inbox.send(Msg::Event(Event::Retain(self.retained(some))));
+        }
+        let _ = self.inbox.send(Msg::Event(Event::EndMark));
+    }
+}
+
+impl Replication {
+    fn retained(&self, blocks: &[BlockId]) -> Vec<Retained> {
+        retained(&*self.store, blocks)
+    }
+}
+
+/// The blocks with what is known of them. The machine fills in how many replicas are wanted: see `Replicator::wanted`.
+fn retained(store: &SqliteStore, blocks: &[BlockId]) -> Vec<Retained> {
+    let known = |block: &BlockId| {
+        let here = store.length(block).ok().flatten();
+        let len = here.or_else(|| Some(store.kept(block).ok()??.len));
+        Retained {
+            block: *block,
+            len: len.unwrap_or_default(),
+            wanted: 0,
+            pinned: false,
+        }
+    };
+    blocks.iter().map(known).collect()
+}
+
+/// What the node tells.
+struct Ears {
+    inbox: Sender<Msg>,
+    jobs: Sender<Job>,
+    store: Arc<SqliteStore>,
+    quota: u64,
+}
+
+impl Partner for Ears {
+    fn keep(&self, from: DeviceId, block: CheckedBlock) -> Result<(), String> {
+        if self.quota == 0 {
+            return Err("this device keeps nothing for others".into());
+        }
+        let put = Put {
+            id: *block.id(),
+            bytes: block.bytes().clone(),
+            kind: PutKind::Cached,
+            plain: None,
+        };
+        self.store.put(vec![put]).map(|_| ()).map_err(|error| {
+            tracing::warn!(device = %from.short(), %error, "a block that a member wants kept cannot be stored");
+            "the store failed or is full".into()
+        })
+    }
+
+    fn hear(&self, from: &crate::keys::certificate::Membership, body: bytes::Bytes, answer: partner::Answer) {
+        let _ = self.jobs.send(Job::Hear(Box::new(from.clone()), body, answer));
+    }
+
+    fn reachable(&self, device: DeviceId, reachable: bool) {
+        let _ = self.inbox.send(Msg::Reachable(device, reachable));
+    }
+}
+
+/// Who wants to know what came of freeing.
+struct Freeing {
+    left: HashMap<BlockId, u64>,
+    freed: Freed,
+    tell: Sender<Freed>,
+}
+
+/// The thread's state.
+struct Replicator {
+    setup: Setup,
+    store: Arc<SqliteStore>,
+    node: Arc<SharedNode>,
+    shared: Arc<Shared>,
+    profiles: Profiles,
+    jobs: Sender<Job>,
+    started: Instant,
+    /// Where answers go, by who asked and the number of its request.
+    answers: HashMap<(DeviceId, u64), ([u8; 32], partner::Answer)>,
+    frees: Vec<Freeing>,
+    reachable: HashSet<DeviceId>,
+    /// The members as the machine knows them.
+    told: Vec<Member>,
+}
+
+impl Replicator {
+    fn run(mut self, messages: &Receiver<Msg>) {
+        loop {
+            match self.live(messages) {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::error!(%error, "replication stands still: its store failed; it starts anew in a while");
+                    std::thread::sleep(AGAIN);
+                    self.told.clear();
+                    self.answers.clear();
+                }
+            }
+        }
+        for _ in 0..CARRIERS {
+            let _ = self.jobs.send(Job::Stop);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn live(&mut self, messages: &Receiver<Msg>) -> Result<(), crate::store::StoreError> {
+        let mut seed = [0; 8];
+        if let Err(error) = getrandom::fill(&mut seed) {
+            tracing::debug!(%error, "replication goes on without random numbers of the system");
+        }
+        let store = Arc::clone(&self.store) as Arc<dyn ReplicaStore>;
+        let wall = SystemClock.now();
+        let now = self.now_ms();
+        let mut machine = Machine::start(store, self.setup.clone(), wall, now, u64::from_le_bytes(seed))?;
+        let mut wake = 0;
+        let mut step = Instant::now();
+        for device in self.reachable.clone() {
+            wake = self.tell(&mut machine, Event::Connected(device))?;
+        }
+        loop {
+            if step <= Instant::now() {
+                step = Instant::now() + STEP;
+                for event in self.news() {
+                    wake = self.tell(&mut machine, event)?;
+                }
+            }
+            let tick = self.started + Duration::from_millis(wake);
+            let event = match messages.recv_deadline(tick.min(step)) {
+                Ok(Msg::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    for event in self.stored() {
+                        self.tell(&mut machine, event)?;
+                    }
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < tick => continue,
+                Err(RecvTimeoutError::Timeout) => Event::Tick,
+                Ok(Msg::Event(event)) => event,
+                Ok(Msg::Heard(public, request, answer)) => {
+                    let from = device_of(&public);
+                    match request_seq(&request) {
+                        Some(seq) => drop(self.answers.insert((from, seq), (public, answer))),
+                        None => answer(crate::replica::wire::Told::Noted.encode()),
+                    }
+                    Event::Request(from, request)
+                }
+                Ok(Msg::Profile(device, quota, zone)) => {
+                    self.profiles.set(device, quota, &zone);
+                    continue;
+                }
+                Ok(Msg::Reachable(device, true)) => {
+                    self.reachable.insert(device);
+                    let profile = Job::Profile(device, self.setup.quota, self.setup.zone.to_string());
+                    let _ = self.jobs.send(profile);
+                    Event::Connected(device)
+                }
+                Ok(Msg::Reachable(device, false)) => {
+                    self.reachable.remove(&device);
+                    self.answers.retain(|(from, _), _| *from != device);
+                    Event::Disconnected(device)
+                }
+                Ok(Msg::Free(blocks, tell)) => {
+                    let length = |block: &BlockId| Some((*block, u64::from(self.store.length(block).ok()??)));
+                    let left: HashMap<BlockId, u64> = blocks.iter().filter_map(length).collect();
+                    let event = Event::Free(left.keys().copied().collect());
+                    self.frees.push(Freeing {
+                        left,
+                        freed: Freed::default(),
+                        tell,
+                    });
+                    event
+                }
+            };
+            wake = self.tell(&mut machine, event)?;
+            self.end_frees();
+        }
+    }
+
+    /// Tells the machine, and carries out what it says. Returns when to wake it.
+    fn tell(&mut self, machine: &mut Machine, event: Event) -> Result<u64, crate::store::StoreError> {
+        let event = self.complete(event);
+        let mut wake = 0;
+        for action in machine.handle(event, self.now_ms())? {
+            match action {
+                Action::Ask(to, request) => drop(self.jobs.send(Job::Ask(to, request))),
+                Action::Answer(to, answer, challenge) => self.answer(to, answer, challenge),
+                Action::Wake(at) => wake = at,
+                Action::Freed(block) => self.freed(&block, None),
+                Action::Unfreed(block, why) => self.freed(&block, Some(why)),
+                Action::Report(report) => log(&report),
+            }
+        }
+        Ok(wake)
+    }
+
+    /// How many replicas are wanted is the same for all blocks.
+    fn complete(&self, event: Event) -> Event {
+        match event {
+            Event::Retain(mut blocks) => {
+                for block in &mut blocks {
+                    block.wanted = self.setup.wanted;
+                }
+                Event::Retain(blocks)
+            }
+            other => other,
+        }
+    }
+
+    fn answer(&mut self, to: DeviceId, answer: Answer, challenge: Option<[u8; 32]>) {
+        if let Some((owner, carry)) = self.answers.remove(&(to, answer.seq())) {
+            let _ = self.jobs.send(Job::Answer(owner, answer, challenge, carry));
+        }
+    }
+
+    /// What changed since the last look: members, free space, what the volume stored.
+    fn news(&mut self) -> Vec<Event> {
+        let mut events = self.stored();
+        if let Ok(listed) = self.node.belonging() {
+            let own = self.setup.device;
+            let mut members: Vec<Member> = listed
+                .into_iter()
+                .map(|(device, zone)| match device == own {
+                    true => Member {
+                        device,
+                        zone: Arc::clone(&self.setup.zone),
+                        quota: self.setup.quota,
+                    },
+                    false => self.profiles.member(device, zone),
+                })
+                .collect();
+            members.sort_by_key(|member| member.device);
+            if members != self.told {
+                let hosts = members
+                    .iter()
+                    .any(|member| member.device != own && member.quota > 0);
+                self.shared.hosts.store(hosts, Ordering::Release);
+                self.told.clone_from(&members);
+                events.push(Event::Roster(members));
+            }
+        }
+        if let Some(parent) = self.store.path().parent()
+            && let Ok(disk) = rustix::fs::statvfs(parent)
+        {
+            events.push(Event::Disk(disk.f_bavail.saturating_mul(disk.f_frsize)));
+        }
+        events
+    }
+
+    fn stored(&self) -> Vec<Event> {
+        let mut blocks = std::mem::take(&mut *self.shared.stored.lock());
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
+            .chunks(NAMED)
+            .map(|some| Event::Retain(retained(&self.store, some)))
+            .collect()
+    }
+
+    fn freed(&mut self, block: &BlockId, why_not: Option<Unfreed>) {
+        for free in &mut self.frees {
+            if let Some(len) = free.left.remove(block) {
+                match why_not {
+                    None => {
+                        free.freed.blocks += 1;
+                        free.freed.bytes += len;
+                    }
+                    Some(why) => *free.freed.kept.entry(why).or_default() += 1,
+                }
+            }
+        }
+        self.end_frees();
+    }
+
+    fn end_frees(&mut self) {
+        self.frees.retain(|free| {
+            let over = free.left.is_empty();
+            if over {
+                let _ = free.tell.send(free.freed.clone());
+            }
+            !over
+        });
+    }
+}
+
+/// The device with a public key.
+fn device_of(public: &[u8; 32]) -> DeviceId {
+    DeviceId(*blake3::hash(public).as_bytes())
+}
+
+fn request_seq(request: &Request) -> Option<u64> {
+    match request {
+        Request::Put { seq, .. }
+        | Request::Lease { seq, .. }
+        | Request::Release { seq, .. }
+        | Request::Audit { seq, .. } => Some(*seq),
+        Request::Move { .. } => None,
+    }
+}
+
+fn log(report: &Report) {
+    match report {
+        Report::Lost(device) => {
+            tracing::warn!(device = %device.short(), "a holder has been away for long: its blocks get other holders");
+        }
+        Report::Failed(device, block) => {
+            tracing::warn!(device = %device.short(), %block, "a holder does not have what it promised to keep");
+        }
+        Report::Condemned(device) => {
+            tracing::error!(device = %device.short(), "a holder failed again and again: it is not relied on for a while");
+        }
+        Report::Full(device) => tracing::info!(device = %device.short(), "a holder has no room left"),
+        Report::Expired(device, leases) => {
+            tracing::info!(device = %device.short(), leases, "leases ended that their owner did not renew");
+        }
+        Report::TooFewZones { wanted, possible } => {
+            tracing::info!(
+                wanted,
+                possible,
+                "fewer other computers keep blocks than replicas are wanted"
+            );
+        }
+    }
+}
