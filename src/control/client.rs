@@ -246,6 +246,7 @@ mod tests {
                     read_only: false,
                     store: Totals::default(),
                     network: None,
+                    replication: None,
                     work: Work::default(),
                     stalls: Vec::new(),
                     warnings: Vec::new(),

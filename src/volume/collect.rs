@@ -32,6 +32,33 @@ const STEP: usize = 256;
 /// How long the collection waits for a write-back, which may be waiting for the network.
 const WRITE_BACK_WITHIN: Duration = Duration::from_secs(2);
 
+/// Blocks that are needed.
+#[derive(Debug, Default)]
+pub struct Marked {
+    /// Those with content.
+    data: HashSet<BlockId>,
+    /// Those that name others.
+    index: HashSet<BlockId>,
+}
+
+impl Marked {
+    /// Whether a block is needed.
+    pub fn contains(&self, id: &BlockId) -> bool {
+        self.data.contains(id) || self.index.contains(id)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &BlockId> {
+        self.data.iter().chain(&self.index)
+    }
+
+    /// Those with content alone: without the others nobody can say what a file needs.
+    pub fn into_data(self) -> HashSet<BlockId> {
+        let index = self.index;
+        self.data.into_iter().filter(|id| !index.contains(id)).collect()
+    }
+}
+
 impl Volume {
     /// Takes note of bytes that may be of no use any more.
     pub(super) fn freed(&self, bytes: u64) {
@@ -67,7 +94,7 @@ impl Volume {
     }
 
     /// What the `.f` files name and the open files hold.
-    pub(super) fn mark(&self) -> Result<HashSet<BlockId>> {
+    pub(super) fn mark(&self) -> Result<Marked> {
         self.moved.store(false, Ordering::SeqCst);
         let mut marked = self.mark_folder()?;
         self.mark_open(&mut marked)?;
@@ -75,7 +102,7 @@ impl Volume {
     }
 
     /// What the `.f` at a path of the volume names, or those below it.
-    pub(super) fn mark_path(&self, path: &Path, marked: &mut HashSet<BlockId>) -> Result<()> {
+    pub(super) fn mark_path(&self, path: &Path, marked: &mut Marked) -> Result<()> {
         let parent = host_path(path.parent().unwrap_or(Path::new("")));
         if let Some(name) = path.file_name() {
             let host = names::file_to_host(name);
@@ -92,8 +119,8 @@ impl Volume {
     }
 
     /// What the `.f` files name.
-    pub(super) fn mark_folder(&self) -> Result<HashSet<BlockId>> {
-        let mut marked = HashSet::new();
+    pub(super) fn mark_folder(&self) -> Result<Marked> {
+        let mut marked = Marked::default();
         self.mark_below(PathBuf::new(), &mut marked)?;
         if self.moved.load(Ordering::SeqCst) {
             return Err(VolumeError::Invalid("files moved while the folder was walked"));
@@ -101,7 +128,7 @@ impl Volume {
         Ok(marked)
     }
 
-    fn mark_below(&self, top: PathBuf, marked: &mut HashSet<BlockId>) -> Result<()> {
+    fn mark_below(&self, top: PathBuf, marked: &mut Marked) -> Result<()> {
         let mut todo = vec![top];
         while let Some(directory) = todo.pop() {
             // No directory may move from where it has not been looked for to where it has.
@@ -136,7 +163,7 @@ impl Volume {
     }
 
     /// What the open files hold. One that was closed since its `.f` was looked at took note of what it named then.
-    pub(super) fn mark_open(&self, marked: &mut HashSet<BlockId>) -> Result<()> {
+    pub(super) fn mark_open(&self, marked: &mut Marked) -> Result<()> {
         for file in self.handles.all() {
             // What is being written back has its blocks in the pieces once the lock is free.
             let locked = file.write_back.try_lock_for(WRITE_BACK_WITHIN);
@@ -145,17 +172,17 @@ impl Volume {
             let state = file.state.lock();
             for (_, piece) in state.pieces.iter() {
                 match piece.source {
-                    Source::Block { id, .. } => drop(marked.insert(id)),
+                    Source::Block { id, .. } => drop(marked.data.insert(id)),
                     Source::Index { id, depth } => self.mark_index(id, depth, marked)?,
                     _ => {}
                 }
             }
-            marked.extend(state.pieces.intact_blocks());
+            marked.data.extend(state.pieces.intact_blocks());
         }
         Ok(())
     }
 
-    fn mark_file(&self, host: &File, path: &std::path::Path, marked: &mut HashSet<BlockId>) -> Result<()> {
+    fn mark_file(&self, host: &File, path: &std::path::Path, marked: &mut Marked) -> Result<()> {
         let bytes = SlotBytes::read(host).map_err(|error| VolumeError::host("read a .f", error))?;
         let keys = self.blocks.keys();
         let damaged = |reason: String| VolumeError::Damaged {
@@ -183,20 +210,20 @@ impl Volume {
         Ok(self.durability.of(self.shown_ino(stat.st_ino)).is_some())
     }
 
-    fn mark_content(&self, content: &Content, marked: &mut HashSet<BlockId>) -> Result<()> {
+    fn mark_content(&self, content: &Content, marked: &mut Marked) -> Result<()> {
         match content {
             Content::Index { depth, refs } => refs
                 .iter()
                 .try_for_each(|entry| self.mark_index(entry.id, *depth, marked)),
             other => {
-                marked.extend(other.block_ids());
+                marked.data.extend(other.block_ids());
                 Ok(())
             }
         }
     }
 
-    fn mark_index(&self, id: BlockId, depth: u8, marked: &mut HashSet<BlockId>) -> Result<()> {
-        if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.insert(id) {
+    fn mark_index(&self, id: BlockId, depth: u8, marked: &mut Marked) -> Result<()> {
+        if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.index.insert(id) {
             return Ok(());
         }
         let unreadable = |reason: String| VolumeError::Damaged {
@@ -209,7 +236,9 @@ impl Volume {
             .map_err(|error| unreadable(error.to_string()))?;
         if depth == 1 {
             let extents = index::decode_extents(&plain).map_err(|error| unreadable(error.to_string()))?;
-            marked.extend(extents.iter().filter_map(|extent| extent.block));
+            marked
+                .data
+                .extend(extents.iter().filter_map(|extent| extent.block));
             return Ok(());
         }
         let refs = index::decode_refs(&plain).map_err(|error| unreadable(error.to_string()))?;
@@ -217,7 +246,7 @@ impl Volume {
             .try_for_each(|entry| self.mark_index(entry.id, depth - 1, marked))
     }
 
-    pub(super) fn sweep(&self, marked: &HashSet<BlockId>) -> Result<u64> {
+    pub(super) fn sweep(&self, marked: &Marked) -> Result<u64> {
         let store = self.blocks.tiered().store();
         let (mut after, mut removed) = (None, 0);
         loop {

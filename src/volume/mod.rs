@@ -41,6 +41,7 @@ mod write_back;
 
 pub use attributes::CAPABILITY;
 pub use beside::Beside;
+pub use collect::Marked;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use open_file::{Chosen, choose};

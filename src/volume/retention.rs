@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::Volume;
+use super::collect::Marked;
 use super::error::Result;
 use crate::base::BlockId;
 
@@ -18,7 +19,7 @@ pub trait Retention: Send + Sync {
     fn begin(&self);
 
     /// Everything that is needed, but for what was stored since [`Retention::begin`]. Not called when the naming failed.
-    fn end(&self, named: &HashSet<BlockId>);
+    fn end(&self, named: &Marked);
 }
 
 impl Volume {
@@ -35,11 +36,11 @@ impl Volume {
         Ok(())
     }
 
-    /// The blocks that a file or a directory's files refer to, index blocks included, by its path in the volume.
+    /// The blocks with the content of a file or of a directory's files, by its path in the volume; without those that name others.
     pub fn blocks_below(&self, path: &std::path::Path) -> Result<HashSet<BlockId>> {
         self.sync_all()?;
-        let mut marked = HashSet::new();
+        let mut marked = Marked::default();
         self.mark_path(path, &mut marked)?;
-        Ok(marked)
+        Ok(marked.into_data())
     }
 }

@@ -51,7 +51,13 @@ impl Disk {
         wait_for("nothing uses the disk", SOON, || {
             Cmd::new("umount").arg(&self.at).run().succeeded()
         });
-        Cmd::new("mount").arg(device).arg(&self.at).ok();
+        // Another test that makes a mount namespace just now copies this mount, and keeps the dead file system alive with it: mounting
+        // the device then gives that one again.
+        wait_for("the disk is mounted anew", SOON, || {
+            Cmd::new("mount").arg(device).arg(&self.at).ok();
+            let lives = std::fs::read_dir(&self.at).is_ok_and(|mut list| list.all(|entry| entry.is_ok()));
+            lives || !Cmd::new("umount").arg(&self.at).run().succeeded()
+        });
         drop(held);
     }
 }

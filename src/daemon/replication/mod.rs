@@ -27,7 +27,7 @@ use crate::replica::message::{Action, Answer, Event, Member, Report, Request, Re
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
 use crate::store::{BlockStore, CheckedBlock, Health, Put, PutKind, ReplicaStore, SqliteStore, Tiered};
-use crate::volume::{Retention, Volume};
+use crate::volume::{Marked, Retention, Volume};
 
 /// How often what the volume stored is told to the machine, and the members are looked at.
 const STEP: Duration = Duration::from_secs(1);
@@ -243,7 +243,7 @@ impl Retention for Replication {
         let _ = self.inbox.send(Msg::Event(Event::BeginMark));
     }
 
-    fn end(&self, named: &HashSet<BlockId>) {
+    fn end(&self, named: &Marked) {
         let all: Vec<BlockId> = named.iter().copied().collect();
         for some in all.chunks(NAMED) {
             let _ = self.inbox.send(Msg::Event(Event::Retain(self.retained(some))));
