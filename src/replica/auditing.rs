@@ -10,7 +10,7 @@ use crate::store::{ReplicaChange, StoreError};
 
 use super::machine::{Machine, Purpose};
 use super::message::{Report, Request, Slice};
-use super::rules::BLOCKS_MAX;
+use super::wire::SLICES_MAX;
 
 /// How long a holder that said itself that it lost blocks is not believed, in seconds: it may have a new disk.
 const PROBATION_SECS: u64 = 86_400;
@@ -46,7 +46,7 @@ impl Machine {
             part.copy_from_slice(&self.random().to_le_bytes());
         }
         let (after, limit) = match walk {
-            Some(cursor) => (cursor, BLOCKS_MAX),
+            Some(cursor) => (cursor, SLICES_MAX),
             None => (BlockId(from), self.rules.audit_slices),
         };
         let mut found = self.store.replicas_at(&holder, Some(after), limit)?;
@@ -77,7 +77,7 @@ impl Machine {
             peer.walk_ends = done;
         }
         let mut slices = Vec::with_capacity(found.len());
-        for replica in found.iter().take(BLOCKS_MAX) {
+        for replica in found.iter().take(SLICES_MAX) {
             let len = self.store.kept(&replica.block)?.map_or(1, |kept| kept.len);
             let offset = super::slice::offset(self.random(), len);
             slices.push(Slice {
@@ -110,7 +110,7 @@ impl Machine {
         });
         let all = found.len() as f64 * (u64::MAX as f64 / span.max(1) as f64);
         let audits = (self.rules.audit_cycle_secs / self.rules.audit_secs.max(1)).max(1);
-        ((all / audits as f64) as usize).clamp(self.rules.audit_slices, BLOCKS_MAX)
+        ((all / audits as f64) as usize).clamp(self.rules.audit_slices, SLICES_MAX)
     }
 
     /// Blocks that a holder did not show, and for each whether it is to blame beyond doubt.

@@ -154,14 +154,15 @@ impl Worker {
     }
 
     fn free_name(&mut self, dir: &Path) -> PathBuf {
-        self.serial += 1;
-        // The one in `shared` tells whose it is; a name comes again after a while.
-        let name = format!("w{}-{}", self.number, self.serial % 64);
-        let path = dir.join(name);
-        if self.names.now().contains_key(&path) {
-            self.free_name(dir)
-        } else {
-            path
+        // More than can be taken in one directory.
+        let names = 64.max(2 * self.names.now().len() as u64);
+        loop {
+            self.serial += 1;
+            // The one in `shared` tells whose it is; a name comes again after a while.
+            let path = dir.join(format!("w{}-{}", self.number, self.serial % names));
+            if !self.names.now().contains_key(&path) {
+                return path;
+            }
         }
     }
 

@@ -254,7 +254,7 @@ impl Retention for Replication {
 
 impl Replication {
     fn retained(&self, blocks: &[BlockId]) -> Vec<Retained> {
-        retained(&*self.store, blocks)
+        retained(&self.store, blocks)
     }
 }
 
