@@ -14,6 +14,9 @@ use crate::base::limits::FETCH_TIMEOUT_SECS;
 /// Longest `dfs.toml`, in bytes.
 pub const CONFIG_MAX: usize = 64 << 10;
 
+/// Says that dfs is to choose.
+const AUTO: &str = "auto";
+
 /// Most addresses one list may name.
 pub const ADDRESSES_MAX: usize = 64;
 
@@ -45,12 +48,12 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 [replication]
 # Copies of each block on other computers.
 # replicas = 2
-# Bytes kept here for other members; a quarter of the free space unless set. "0": nothing.
-# quota = "50GB"
+# Bytes kept here for other members, such as "50GB"; "auto": a quarter of the free space, "0": nothing.
+# quota = "auto"
 # Free space that other members may not use.
 # reserve = "1GiB"
-# What fails together with this device: this computer, unless set.
-# zone = "attic"
+# What fails together with this device, such as "attic"; "auto": this computer.
+# zone = "auto"
 "#;
 
 /// Why `dfs.toml` was refused.
@@ -271,13 +274,15 @@ fn replicas<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
 }
 
 fn quota<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
-    size(
-        d,
-        0,
-        1 << 50,
-        "expected a size such as \"50GB\", from 0 to 1024TiB",
-    )
-    .map(Some)
+    let what = "expected \"auto\" or a size such as \"50GB\", from 0 to 1024TiB";
+    let bytes = match Size::deserialize(d) {
+        Ok(Size::Text(text)) if text == AUTO => return Ok(None),
+        Ok(Size::Text(text)) => parse_size(&text),
+        Ok(Size::Bytes(bytes)) => Some(bytes),
+        Err(_) => None,
+    };
+    let bytes = bytes.filter(|bytes| *bytes <= 1 << 50);
+    bytes.map(Some).ok_or_else(|| D::Error::custom(what))
 }
 
 fn reserve<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
@@ -293,7 +298,7 @@ fn zone<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     let what = "expected a name of 1 to 64 bytes, such as \"attic\"";
     let name = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
     match (1..=64).contains(&name.len()) && !name.contains(char::is_control) {
-        true => Ok(Some(name)),
+        true => Ok((name != AUTO).then_some(name)),
         false => Err(D::Error::custom(what)),
     }
 }
@@ -365,6 +370,26 @@ mod tests {
             Ok(Config::default()),
             "the shown values are the defaults"
         );
+    }
+
+    #[test]
+    fn what_is_offered_to_others() {
+        let offer = |text: &str| parse(&format!("[replication]\n{text}\n")).map(|config| config.replication);
+        let set = offer("quota = \"50GB\"\nzone = \"attic\"\nreplicas = 3").unwrap();
+        assert_eq!(
+            (set.quota, set.zone.as_deref(), set.replicas),
+            (Some(50_000_000_000), Some("attic"), 3)
+        );
+        assert_eq!(offer("quota = 0").unwrap().quota, Some(0));
+        for wrong in [
+            "quota = \"much\"",
+            "zone = \"\"",
+            "replicas = 17",
+            "reserve = -1",
+            "copies = 2",
+        ] {
+            assert!(offer(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -99,7 +99,8 @@ fn a_byte_in_front_stores_little_that_is_new() {
     fs::write(volume.at("after"), [b"!", content.as_slice()].concat()).unwrap();
     volume.remount();
     let grown = volume.stored() - before;
-    assert!(grown < 2 << 20, "{grown} new bytes for one byte in front");
+    // The first chunk, those until the cuts are the same again, and what a background sync in the middle of the writing cut where it stood.
+    assert!(grown < 4 << 20, "{grown} new bytes for one byte in front");
 }
 
 #[test]
