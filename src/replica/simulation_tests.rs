@@ -250,7 +250,7 @@ fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
             let at = dice.below(volumes as u64) as usize;
             let any = dice.below((volumes + hosts) as u64) as usize;
             match dice.below(14) {
-                0..=3 => {
+                0..=3 if world.devices[at].is_up() => {
                     for _ in 0..dice.below(20) {
                         let block = world.write(at);
                         // Another device gets the same tree.
