@@ -179,9 +179,9 @@ fn a_holder_that_wants_to_leave_goes_when_another_has_come() {
     assert_eq!(case.judge().release, [order[0]]);
     // Nobody else there: it stays.
     case.replicas.truncate(2);
-    for n in 2..5 {
-        case.peer(order[n]).set_member(false, NOW_MS, 16);
-        case.hosts.retain(|host| host.device != order[n]);
+    for device in &order[2..] {
+        case.peer(*device).set_member(false, NOW_MS, 16);
+        case.hosts.retain(|host| host.device != *device);
     }
     assert_eq!(case.judge().release, []);
 }

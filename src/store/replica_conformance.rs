@@ -66,7 +66,7 @@ fn replica(n: u8, holder: u8, renew: u64) -> Replica {
 }
 
 fn effects(store: &impl Store, changes: &[ReplicaChange]) -> Vec<bool> {
-    store.apply(changes, changes.len() % 2 == 0).unwrap()
+    store.apply(changes, changes.len().is_multiple_of(2)).unwrap()
 }
 
 fn a_leased_block_stays(store: &impl Store) {
