@@ -1,6 +1,10 @@
 //! A seeded world of devices that run the machine, with a network, disks and hosts that fail in every way, and a look at the truth that no
 //! device has. The same seed gives the same run.
 
+mod disk;
+mod people;
+mod truth;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -9,17 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::disk::Disk;
 use super::machine::{Machine, Setup};
-use super::message::{
-    Action, Answer, Event, Member, Outcome, Report, Request, Retained, Slice, Unfreed, Verdict,
-};
+use super::message::{Action, Answer, Event, Member, Outcome, Report, Request, Retained, Unfreed};
 use super::rules::Rules;
-use super::slice;
 use crate::base::{BlockId, DeviceId, StoreId};
-use crate::store::{
-    BlockStore, Health, Kept, Lease, MemberState, MemoryStore, Number, Put, PutKind, Replica, ReplicaChange,
-    ReplicaStore, StoreError,
-};
+use crate::store::{BlockStore, MemoryStore, Put, PutKind, ReplicaStore};
 
 pub(super) const SECOND: u64 = 1000;
 pub(super) const MINUTE: u64 = 60 * SECOND;
@@ -56,71 +55,6 @@ pub(super) enum Lie {
     Corrupts,
     /// Stores, and never shows it again.
     Withholds,
-}
-
-/// The store of a device: dies at a chosen commit, before or after its effect, and remembers what was removed.
-pub(super) struct Disk {
-    inner: MemoryStore,
-    /// Commits until it dies; the lowest bit says whether after the effect.
-    fuse: AtomicU64,
-    removed: Mutex<Vec<BlockId>>,
-}
-
-impl Disk {
-    fn burn(&self) -> u64 {
-        let fuse = self.fuse.load(Ordering::Relaxed);
-        if fuse > 1 {
-            self.fuse.store(fuse - 2, Ordering::Relaxed);
-        }
-        fuse
-    }
-}
-
-macro_rules! forward {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        $(fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> { self.inner.$name($($arg),*) })*
-    };
-}
-
-impl ReplicaStore for Disk {
-    fn apply(&self, changes: &[ReplicaChange], durable: bool) -> Result<Vec<bool>, StoreError> {
-        let fuse = if changes.is_empty() { u64::MAX } else { self.burn() };
-        if fuse == 2 {
-            return Err(StoreError::Closed);
-        }
-        let effects = self.inner.apply(changes, durable)?;
-        for (change, took_effect) in changes.iter().zip(&effects) {
-            if let (ReplicaChange::Remove { block }, true) = (change, took_effect) {
-                self.removed.lock().push(*block);
-            }
-        }
-        if fuse == 3 {
-            Err(StoreError::Closed)
-        } else {
-            Ok(effects)
-        }
-    }
-
-    forward! {
-        length(block: &BlockId) -> Option<u32>;
-        held_bytes() -> u64;
-        leases(block: &BlockId) -> Vec<Lease>;
-        leases_ending(owner: &DeviceId, until: u64, limit: usize) -> Vec<Lease>;
-        idle(until: u64, limit: usize) -> Vec<BlockId>;
-        strays(after: Option<BlockId>, limit: usize) -> Vec<BlockId>;
-        kept(block: &BlockId) -> Option<Kept>;
-        kept_after(after: Option<BlockId>, limit: usize) -> Vec<Kept>;
-        kept_todo(after: Option<(u8, BlockId)>, limit: usize) -> Vec<Kept>;
-        health() -> Vec<Health>;
-        replicas(block: &BlockId) -> Vec<Replica>;
-        replicas_due(holder: &DeviceId, renew: u64, limit: usize) -> Vec<Replica>;
-        replicas_at(holder: &DeviceId, after: Option<BlockId>, limit: usize) -> Vec<Replica>;
-        owed(holder: &DeviceId, limit: usize) -> Vec<BlockId>;
-        owed_to() -> Vec<DeviceId>;
-        to_free(after: Option<BlockId>, limit: usize) -> Vec<BlockId>;
-        members() -> Vec<MemberState>;
-        number(number: Number) -> u64;
-    }
 }
 
 /// A device, as the world knows it.
@@ -400,20 +334,6 @@ impl World {
         self.excuse();
     }
 
-    /// Blocks that just lost their last honest copy to fate.
-    pub(super) fn excuse(&mut self) {
-        let lost: Vec<BlockId> = self.lost();
-        self.excused.extend(lost);
-    }
-
-    /// Retained blocks without any honest copy.
-    pub(super) fn lost(&self) -> Vec<BlockId> {
-        let living = self.devices.iter().filter(|d| !d.gone && d.lie.is_none());
-        let retained: BTreeSet<BlockId> = living.flat_map(|d| d.retained.keys().copied()).collect();
-        let is_lost = |block: &BlockId| !self.devices.iter().any(|d| d.has(block));
-        retained.into_iter().filter(is_lost).collect()
-    }
-
     pub(super) fn split(&mut self, at: usize, island: u8) {
         self.devices[at].island = island;
         self.links_of(at);
@@ -447,86 +367,6 @@ impl World {
             len: self.contents[block].len() as u32,
             wanted,
             pinned: false,
-        }
-    }
-
-    /// A device writes a new block and syncs it.
-    pub(super) fn write(&mut self, at: usize) -> BlockId {
-        self.next_content += 1;
-        let bytes: Bytes = [self.next_content.to_le_bytes(); 12].concat().into();
-        let id = BlockId::of(&bytes);
-        self.contents.insert(id, bytes.clone());
-        let put = Put {
-            id,
-            bytes,
-            kind: PutKind::Dirty,
-            plain: None,
-        };
-        let _ = self.devices[at].disk.inner.put(vec![put]);
-        let _ = self.devices[at].disk.inner.sync();
-        self.retain(at, &[id], 2);
-        id
-    }
-
-    /// The files of a device need these blocks from now on.
-    pub(super) fn retain(&mut self, at: usize, blocks: &[BlockId], wanted: u8) {
-        let retained = blocks
-            .iter()
-            .map(|block| self.as_retained(block, wanted))
-            .collect();
-        self.devices[at]
-            .retained
-            .extend(blocks.iter().map(|block| (*block, wanted)));
-        self.tell(at, Event::Retain(retained));
-    }
-
-    /// They do not need these any more: a marking of what is left.
-    pub(super) fn give_up(&mut self, at: usize, blocks: &[BlockId]) {
-        self.devices[at]
-            .retained
-            .retain(|block, _| !blocks.contains(block));
-        self.tell(at, Event::BeginMark);
-        let left = self.devices[at].retained.clone();
-        let left = left
-            .iter()
-            .map(|(block, wanted)| self.as_retained(block, *wanted))
-            .collect();
-        self.tell(at, Event::Retain(left));
-        self.tell(at, Event::EndMark);
-        self.collect(at);
-    }
-
-    /// The volume's own collection: what neither its files nor others need goes.
-    pub(super) fn collect(&mut self, at: usize) {
-        let device = &self.devices[at];
-        if !device.setup.has_volume || device.gone {
-            return;
-        }
-        let all = device.disk.inner.list(None, usize::MAX).unwrap();
-        let useless: Vec<BlockId> = all
-            .into_iter()
-            .map(|(block, _)| block)
-            .filter(|block| !device.retained.contains_key(block))
-            .collect();
-        device.disk.inner.remove(&useless).unwrap();
-    }
-
-    pub(super) fn free(&mut self, at: usize, blocks: &[BlockId]) {
-        self.tell(at, Event::Free(blocks.to_vec()));
-    }
-
-    /// A reader fetches a block into its cache.
-    pub(super) fn read(&mut self, at: usize, block: &BlockId) {
-        if self.devices[at].is_up()
-            && let Some(bytes) = self.fetch(at, block)
-        {
-            let put = Put {
-                id: *block,
-                bytes,
-                kind: PutKind::Cached,
-                plain: None,
-            };
-            self.devices[at].disk.inner.put(vec![put]).unwrap();
         }
     }
 
@@ -700,101 +540,6 @@ impl World {
             }
             request => self.tell(to, Event::Request(sender, request)),
         }
-    }
-
-    fn show(&self, at: usize, asked: &Slice) -> Verdict {
-        match self.devices[at].disk.inner.get(&asked.block) {
-            Ok(Some(bytes)) => {
-                match slice::check(&asked.block, asked.offset, &slice::prove(&bytes, asked.offset)) {
-                    Ok(()) => Verdict::Right,
-                    Err(_) => Verdict::Wrong,
-                }
-            }
-            Ok(None) => Verdict::Absent,
-            Err(_) => Verdict::Wrong,
-        }
-    }
-
-    /// What the asker's carrier makes of an answer: a proof that is wrong is no grant.
-    fn prove(&self, at: usize, answer: Answer, challenged: bool) -> Answer {
-        let Answer::Leased {
-            seq,
-            term_secs,
-            mut outcomes,
-        } = answer
-        else {
-            return answer;
-        };
-        for (block, outcome) in &mut outcomes {
-            let right = matches!(self.devices[at].disk.inner.get(block), Ok(Some(_)));
-            if challenged && *outcome == Outcome::Granted && !right {
-                *outcome = Outcome::Unproven;
-            }
-        }
-        Answer::Leased {
-            seq,
-            term_secs,
-            outcomes,
-        }
-    }
-
-    /// Nothing that is removed may be the last honest copy of what a living device retains.
-    fn check_removed(&mut self, at: usize, happened: bool) {
-        let removed = std::mem::take(&mut *self.devices[at].disk.removed.lock());
-        for block in removed {
-            self.removals += 1;
-            let wanted = self
-                .devices
-                .iter()
-                .any(|d| !d.gone && d.lie.is_none() && d.retained.contains_key(&block));
-            let is_there = self.devices.iter().any(|d| d.has(&block));
-            assert!(
-                !wanted || is_there || self.excused.contains(&block) || self.devices[at].lie.is_some(),
-                "{} removed the last honest copy of {block} (told: {happened})",
-                self.devices[at].setup.device
-            );
-        }
-    }
-
-    /// Holders that are honest, have the block and a lease for this owner, by zone.
-    pub(super) fn honest_replicas(&self, owner: usize, block: &BlockId) -> usize {
-        let me = &self.devices[owner].setup;
-        let holds = |d: &&Device| {
-            let leases = d.disk.inner.leases(block).unwrap();
-            d.has(block) && leases.iter().any(|lease| lease.owner == me.device) && d.setup.zone != me.zone
-        };
-        let zones: BTreeSet<_> = self
-            .devices
-            .iter()
-            .filter(holds)
-            .map(|d| d.setup.zone.clone())
-            .collect();
-        zones.len()
-    }
-
-    /// Replicas that placement allows.
-    pub(super) fn allowed(&self, owner: usize, wanted: usize) -> usize {
-        let own = &self.devices[owner].setup.zone;
-        let hosts = self
-            .devices
-            .iter()
-            .filter(|d| !d.removed && d.setup.quota > 0 && d.setup.zone != *own);
-        let zones: BTreeSet<_> = hosts.map(|d| d.setup.zone.clone()).collect();
-        wanted.min(zones.len())
-    }
-
-    fn check_freed(&mut self, at: usize, block: &BlockId) {
-        let Some(wanted) = self.devices[at].retained.get(block) else {
-            return;
-        };
-        let (have, need) = (
-            self.honest_replicas(at, block),
-            self.allowed(at, usize::from(*wanted)),
-        );
-        assert!(
-            have >= need || self.excused.contains(block) || self.devices.iter().any(|d| d.gone),
-            "{block} was freed with {have} replicas instead of {need}"
-        );
     }
 
     /// Runs until `until`.
