@@ -2,6 +2,8 @@
 //!
 //! Invariant: an answer counts once, only to a request that waits for it, and only for blocks that the request named.
 
+use std::collections::HashSet;
+
 use crate::base::{BlockId, DeviceId};
 use crate::store::{Kept, Replica, ReplicaChange, StoreError};
 
@@ -78,6 +80,12 @@ impl Machine {
         let mut changes = Vec::new();
         let mut failed = Vec::new();
         let mut full = false;
+        if asked.purpose == Purpose::Put {
+            let answered: HashSet<&BlockId> = outcomes.iter().map(|(block, _)| block).collect();
+            let unsent = asked.blocks.iter().filter(|block| !answered.contains(block));
+            let unsent: Vec<BlockId> = unsent.copied().collect();
+            self.note_unavailable(&unsent);
+        }
         for (block, outcome) in outcomes {
             if !asked.blocks.contains(block) {
                 continue;
@@ -89,6 +97,7 @@ impl Machine {
             }
             if *outcome == Outcome::Granted {
                 self.absent.remove(&(*block, from));
+                self.unavailable.remove(block);
                 let replica = self.granted(*block, from, seq, term_secs, asked, old.map(|at| replicas[at]));
                 match old {
                     Some(at) => replicas[at] = replica,
@@ -105,6 +114,15 @@ impl Machine {
                 if promised && matches!(outcome, Outcome::Absent | Outcome::Unproven) {
                     failed.push((*block, *outcome == Outcome::Unproven));
                 }
+            }
+            // What was refused is not offered again at once, or it would go to and fro as fast as the network can.
+            let refused = match outcome {
+                Outcome::Dropping => true,
+                Outcome::Absent | Outcome::Unproven => asked.purpose == Purpose::Put,
+                Outcome::Granted | Outcome::Full => false,
+            };
+            if refused {
+                self.note_unavailable(&[*block]);
             }
             match outcome {
                 Outcome::Absent => self.note_absent(*block, from),

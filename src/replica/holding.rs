@@ -16,12 +16,12 @@ impl Machine {
             return Ok(());
         }
         match request {
-            Request::Put { seq, blocks } => self.lease(from, seq, &blocks, None),
+            Request::Put { seq, blocks } => self.lease(from, seq, &blocks, None, Outcome::Full),
             Request::Lease {
                 seq,
                 blocks,
                 challenge,
-            } => self.lease(from, seq, &blocks, challenge),
+            } => self.lease(from, seq, &blocks, challenge, Outcome::Absent),
             Request::Release { seq, blocks } => self.released(from, seq, &blocks),
             // The carrier answers these.
             Request::Audit { .. } => Ok(()),
@@ -44,6 +44,7 @@ impl Machine {
         seq: u64,
         blocks: &[BlockId],
         challenge: Option<[u8; 32]>,
+        if_missing: Outcome,
     ) -> Result<(), StoreError> {
         let Some(peer) = self.peers.get(&from) else {
             return Ok(());
@@ -62,8 +63,9 @@ impl Machine {
                     continue;
                 }
             }
+            // Of a PUT: the carrier had no room for it.
             let Some(len) = self.store.length(block)? else {
-                outcomes.push((*block, Outcome::Absent));
+                outcomes.push((*block, if_missing));
                 continue;
             };
             let leases = self.store.leases(block)?;
@@ -97,7 +99,7 @@ impl Machine {
                 && !took_effect
                 && let Some(outcome) = outcomes.iter_mut().find(|(block, _)| *block == lease.block)
             {
-                outcome.1 = Outcome::Absent;
+                outcome.1 = if_missing;
             }
         }
         let answer = Answer::Leased {

@@ -163,6 +163,10 @@ impl Machine {
 
     fn plan(&self, kept: &Kept, judgement: &Judgement, plan: &mut Plan) -> Result<(), StoreError> {
         let block = kept.block;
+        let unavailable = self.unavailable.get(&block);
+        if unavailable.is_some_and(|(until, _)| self.now_ms < *until) {
+            return Ok(());
+        }
         for holder in judgement.put.iter().chain(&judgement.confirm) {
             let Some(peer) = self.peers.get(holder) else {
                 continue;

@@ -80,6 +80,8 @@ pub struct Machine {
     pub(super) pairs: HashSet<(BlockId, DeviceId)>,
     /// Who said that it does not have what.
     pub(super) absent: HashSet<(BlockId, DeviceId)>,
+    /// Blocks that could not be had to be sent, or were refused: until when they are left alone, and how long that was, in milliseconds.
+    pub(super) unavailable: HashMap<BlockId, (u64, u64)>,
     pub(super) mark: u64,
     pub(super) marking: bool,
     pub(super) sweep: Option<(u64, Option<BlockId>)>,
@@ -116,6 +118,9 @@ pub(super) const STEP: usize = 256;
 
 /// Most pairs of which it is remembered that a holder lacks a block: else it is asked once more before it is sent.
 const ABSENT_MAX: usize = 1 << 16;
+
+/// Longest time for which a block that could not be had is left alone, in milliseconds.
+const UNAVAILABLE_MAX_MS: u64 = 3_600_000;
 
 impl Machine {
     /// Starts the machine on what the store remembers. `wall` is the time of day, Unix seconds, and only says about how long it did not
@@ -162,6 +167,7 @@ impl Machine {
             asked: BTreeMap::new(),
             pairs: HashSet::new(),
             absent: HashSet::new(),
+            unavailable: HashMap::new(),
             marking: false,
             sweep: (sweep > 0).then_some((sweep, None)),
             review: None,
@@ -393,10 +399,21 @@ impl Machine {
     }
 
     fn unsent(&mut self, to: DeviceId, seq: u64) {
-        if self.close(&to, seq).is_some()
-            && let Some(peer) = self.peers.get_mut(&to)
-        {
-            peer.busy_until_ms = self.now_ms + self.rules.retry_ms;
+        if let Some(asked) = self.close(&to, seq) {
+            self.note_unavailable(&asked.blocks);
+            self.hurry();
+        }
+    }
+
+    /// Blocks that neither are here nor could be fetched: they are tried again later, and do not keep others from being sent.
+    pub(super) fn note_unavailable(&mut self, blocks: &[BlockId]) {
+        for block in blocks {
+            if self.unavailable.len() >= ABSENT_MAX {
+                self.unavailable.clear();
+            }
+            let (until, wait) = self.unavailable.entry(*block).or_default();
+            *wait = (*wait * 2).clamp(self.rules.retry_ms, UNAVAILABLE_MAX_MS);
+            *until = self.now_ms + *wait;
         }
     }
 

@@ -39,6 +39,8 @@ fn with_seeds(count: u64, secs: u64, round: impl Fn(u64)) {
     let count = if is_long() { u64::MAX } else { count };
     let mut done = 0;
     while done < count && (start.elapsed() < secs || done == 0) {
+        // The last one that is told is the one that hangs, when one does.
+        eprintln!("seed {}", first + done);
         run(first + done);
         done += 1;
     }
@@ -458,7 +460,7 @@ fn a_device_that_wants_space_back_gets_it_by_moving_what_it_holds() {
 
 #[test]
 fn many_devices_share_the_load_and_replace_who_leaves() {
-    let count = if is_long() { 1000 } else { 120 };
+    let count = if is_long() { 1000 } else { 60 };
     let mut world = World::new(7);
     let rules = Rules {
         audit_secs: 6 * 3600,
@@ -484,7 +486,7 @@ fn many_devices_share_the_load_and_replace_who_leaves() {
     assert_eq!(world.devices[0].freed, 100, "{:?}", world.devices[0].unfreed);
     for round in 0..4 {
         // A tenth leaves for good, one after another.
-        for n in 0..count / 40 {
+        for n in 0..count.div_ceil(40) {
             let at = 5 + (round * 17 + n * 31) % (count - 5);
             if !world.devices[at].gone {
                 world.destroy(at);
