@@ -62,6 +62,12 @@ impl Counted {
         }
     }
 
+    /// From the next [`Counted::cold`] on the daemon syncs nothing by itself: on a slow day that would come in the middle of a workload.
+    fn without_background_sync(&mut self) {
+        self.volume
+            .configure(&format!("{ALONE}[volume]\nsync_interval = 3600\n"));
+    }
+
     /// Forgets all that kernel and daemon have in memory.
     fn cold(&mut self) {
         self.counter = None;

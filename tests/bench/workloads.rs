@@ -334,6 +334,7 @@ fn random_places_of_a_large_file() {
             sealed: 0.0,
             opened: 0.5,
         });
+    counted.without_background_sync();
     counted.cold();
     let content = RANDOM_WRITES * PAGE as u64;
     counted
