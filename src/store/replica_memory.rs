@@ -1,4 +1,4 @@
-//! What [`MemoryStore`](super::MemoryStore) remembers of replication.
+//! What [`MemoryStore`] remembers of replication.
 //!
 //! Invariant: behaves as the tables of the SQLite store. Searches what SQLite has indices for: it is for tests.
 
