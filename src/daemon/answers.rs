@@ -265,6 +265,7 @@ fn unfreed(why: Unfreed) -> &'static str {
         Unfreed::Contended => "another device is freeing the same",
         Unfreed::HeldForOthers => "kept for another device, which was asked to move it",
         Unfreed::NotRetained => "not known to be replicated yet",
+        Unfreed::NotHere => "not on this device",
     }
 }
 
