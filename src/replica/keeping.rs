@@ -262,6 +262,31 @@ impl Machine {
         Ok(())
     }
 
+    /// What is owed to former members will not be asked for.
+    pub(super) fn forgive(&mut self) -> Result<(), StoreError> {
+        if !self.knows_hosts() {
+            return Ok(());
+        }
+        for holder in self.store.owed_to()? {
+            if self.peers.get(&holder).is_some_and(|peer| peer.member) {
+                continue;
+            }
+            loop {
+                let blocks = self.store.owed(&holder, STEP)?;
+                let paid = |block: &BlockId| ReplicaChange::Paid {
+                    holder,
+                    block: *block,
+                };
+                self.store
+                    .apply(&blocks.iter().map(paid).collect::<Vec<_>>(), false)?;
+                if blocks.len() < STEP {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Renews leases well before they end.
     pub(super) fn renew(&mut self) -> Result<(), StoreError> {
         if !self.knows_hosts() {

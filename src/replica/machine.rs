@@ -448,6 +448,7 @@ impl Machine {
             self.report(Report::Lost(device));
         }
         self.end_leases()?;
+        self.forgive()?;
         let mut changes: Vec<ReplicaChange> = vec![
             ReplicaChange::Number(Number::Clock, secs),
             ReplicaChange::Number(Number::Wall, self.base_wall + (now - self.started_ms) / 1000),
