@@ -228,7 +228,8 @@ impl Machine {
                 peer.walk_ends = false;
                 if peer.withheld >= WITHHELD_MAX {
                     peer.withheld = 0;
-                    self.audited(to, &[(slice.block, true)])?;
+                    // Which of its blocks are bad, or whether any is, nobody knows: they count until it is condemned.
+                    self.failures(to, &[(slice.block, true)])?;
                 }
             }
             self.hurry();

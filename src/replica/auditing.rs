@@ -124,17 +124,18 @@ impl Machine {
             if replicas.len() == before {
                 continue;
             }
-            // Owed, not forgotten: it may have a lease on something that calls itself the block.
-            changes.push(ReplicaChange::Owe {
-                holder,
+            // Not given back: an answer that was garbled or lost must not cost a copy that is good. What is there keeps its lease until
+            // that runs out, or the block is sent there again, which mends it.
+            changes.push(ReplicaChange::NoReplica {
                 block: *block,
+                holder,
             });
             if let Some(kept) = self.store.kept(block)? {
                 self.settle_todo(&kept, &replicas, &mut changes);
             }
             broken.push((*block, *wrong));
         }
-        self.store.apply(&changes, true)?;
+        self.store.apply(&changes, false)?;
         self.failures(holder, &broken)
     }
 

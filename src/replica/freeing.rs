@@ -217,10 +217,7 @@ impl Machine {
             return Ok(Some(Unfreed::Pinned));
         }
         if self.store.length(block)?.is_none() {
-            self.out.push(Action::Freed(*block));
-            self.store
-                .apply(&[ReplicaChange::Unfree { block: *block }], false)?;
-            return Ok(None);
+            return Ok(Some(Unfreed::NotHere));
         }
         let court = self.court();
         let need = usize::from(court.need(kept.wanted).max(1));

@@ -197,6 +197,8 @@ pub enum Unfreed {
     HeldForOthers,
     /// Nothing is known of its replicas: it is not retained.
     NotRetained,
+    /// There is no copy of it here.
+    NotHere,
 }
 
 /// What is worth a line in the log.

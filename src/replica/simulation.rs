@@ -88,6 +88,11 @@ impl Device {
         !self.gone && self.lie.is_none() && matches!(self.disk.inner.get(block), Ok(Some(_)))
     }
 
+    /// It is a host that is soon full.
+    pub(super) fn is_small(&self) -> bool {
+        (1..=1000).contains(&self.setup.quota)
+    }
+
     /// It does not die at a commit any more.
     pub(super) fn disk_heals(&self) {
         self.disk.fuse.store(0, Ordering::Relaxed);

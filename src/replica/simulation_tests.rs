@@ -161,11 +161,20 @@ fn assert_silence(world: &mut World) {
     world.sent = Sent::default();
     let until = world.now + DAY / 2;
     world.run(until);
+    // Wishes that cannot be fulfilled are repeated every hour, full hosts tried again every day, and what a liar lost is replaced.
     let busy = Sent {
         audits: 0,
         leases: 0,
+        moves: 0,
         ..world.sent
     };
+    if world
+        .devices
+        .iter()
+        .any(|device| device.lie.is_some() || device.is_small())
+    {
+        return;
+    }
     assert_eq!(busy, Sent::default(), "still busy");
 }
 
@@ -329,7 +338,7 @@ fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
 
 /// With hosts that are full, only that nothing is worse than it has to be can be said: where none is, everything is repaired.
 fn assert_all_repaired_where_there_is_room(world: &World) {
-    if world.devices.iter().all(|d| d.setup.quota > 1000) {
+    if !world.devices.iter().any(|device| device.is_small()) {
         assert_all_repaired(world);
     }
 }
