@@ -49,7 +49,7 @@ impl Machine {
         let Some(peer) = self.peers.get(&from) else {
             return Ok(());
         };
-        let until = peer.clock_secs(self.now_ms, self.rules.absent_share) + self.rules.term_secs;
+        let until = peer.clock_secs(self.now_ms, &self.rules) + self.rules.term_secs;
         let mut held = self.store.held_bytes()?;
         let mut outcomes = Vec::with_capacity(blocks.len());
         let mut changes = Vec::new();
@@ -142,7 +142,7 @@ impl Machine {
         let owners: Vec<(DeviceId, u64)> = self
             .peers
             .iter()
-            .map(|(device, peer)| (*device, peer.clock_secs(self.now_ms, self.rules.absent_share)))
+            .map(|(device, peer)| (*device, peer.clock_secs(self.now_ms, &self.rules)))
             .collect();
         for (owner, clock) in owners {
             let mut ended = 0;

@@ -36,8 +36,8 @@ impl Case {
         let mut peers = BTreeMap::new();
         for host in &hosts {
             let mut peer = Peer::new(0, 0, 0);
-            peer.set_member(true, 0, 16);
-            peer.set_connected(true, 0, 16);
+            peer.set_member(true, 0, &Rules::default());
+            peer.set_connected(true, 0, &Rules::default());
             (peer.zone, peer.quota) = (host.zone.clone(), host.weight);
             peers.insert(host.device, peer);
         }
@@ -117,7 +117,8 @@ fn a_new_block_goes_to_the_best_that_are_here() {
         (case.judge().put, case.judge().todo),
         (order[..2].to_vec(), Some(0))
     );
-    case.peer(order[0]).set_connected(false, NOW_MS, 16);
+    case.peer(order[0])
+        .set_connected(false, NOW_MS, &Rules::default());
     case.peer(order[1]).full_until_ms = NOW_MS + 1;
     assert_eq!(case.judge().put, order[2..4]);
 }
@@ -125,7 +126,8 @@ fn a_new_block_goes_to_the_best_that_are_here() {
 #[test]
 fn a_holder_that_is_away_for_a_while_is_not_replaced_and_one_that_is_lost_is() {
     let (mut case, order) = Case::settled();
-    case.peer(order[0]).set_connected(false, NOW_MS, 16);
+    case.peer(order[0])
+        .set_connected(false, NOW_MS, &Rules::default());
     assert_eq!(case.judge().todo, None);
     case.peer(order[0]).lost = true;
     let judgement = case.judge();
@@ -165,7 +167,7 @@ fn expired_removed_and_condemned_replicas_do_not_count() {
     assert_eq!((case.judge().copies, case.judge().put), (1, vec![order[1]]));
     case.replicas[1].granted = SECS;
     assert_eq!(case.judge().copies, 2);
-    case.peer(order[1]).set_member(false, NOW_MS, 16);
+    case.peer(order[1]).set_member(false, NOW_MS, &Rules::default());
     assert_eq!(case.judge().forget, [order[1]]);
 }
 
@@ -180,7 +182,7 @@ fn a_holder_that_wants_to_leave_goes_when_another_has_come() {
     // Nobody else there: it stays.
     case.replicas.truncate(2);
     for device in &order[2..] {
-        case.peer(*device).set_member(false, NOW_MS, 16);
+        case.peer(*device).set_member(false, NOW_MS, &Rules::default());
         case.hosts.retain(|host| host.device != *device);
     }
     assert_eq!(case.judge().release, []);

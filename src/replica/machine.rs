@@ -324,13 +324,13 @@ impl Machine {
         let peer = self.peers.get(device)?;
         Some(ReplicaChange::Member(MemberState {
             device: *device,
-            clock: peer.clock_secs(self.now_ms, self.rules.absent_share),
+            clock: peer.clock_secs(self.now_ms, &self.rules),
             condemned: peer.condemned,
         }))
     }
 
     fn roster(&mut self, members: Vec<Member>) -> Result<(), StoreError> {
-        let (now, share) = (self.now_ms, self.rules.absent_share);
+        let (now, rules) = (self.now_ms, self.rules);
         let mut hosts = Vec::with_capacity(members.len());
         let listed: HashSet<DeviceId> = members.iter().map(|member| member.device).collect();
         for member in members {
@@ -342,7 +342,7 @@ impl Machine {
                 .entry(member.device)
                 .or_insert_with(|| Peer::new(now, 0, 0));
             if !peer.member {
-                peer.set_member(true, now, share);
+                peer.set_member(true, now, &rules);
                 peer.next_audit_ms = now;
             }
             (peer.zone, peer.quota) = (member.zone.clone(), member.quota);
@@ -355,7 +355,7 @@ impl Machine {
         }
         for (device, peer) in &mut self.peers {
             if peer.member && !listed.contains(device) {
-                peer.set_member(false, now, share);
+                peer.set_member(false, now, &rules);
             }
         }
         if hosts != self.hosts {
@@ -374,11 +374,11 @@ impl Machine {
     }
 
     fn connected(&mut self, device: DeviceId, connected: bool) {
-        let (now, share) = (self.now_ms, self.rules.absent_share);
+        let (now, rules) = (self.now_ms, self.rules);
         let peer = self.peers.entry(device).or_insert_with(|| Peer::new(now, 0, 0));
         let was_lost = peer.lost;
         peer.lost &= !connected;
-        peer.set_connected(connected, now, share);
+        peer.set_connected(connected, now, &rules);
         if connected {
             peer.next_renewal_ms = now;
             self.hurry();

@@ -1,12 +1,13 @@
 //! What the machine knows of each member: whether it is here, how far it is trusted, what it was asked, and its clock.
 //!
 //! Invariant: the clock that a lease runs by never goes faster than this process was seen running, at full speed only while its owner
-//! is connected (or is no member any more), and never backwards but for what a crash loses. No wall clock has a part in it.
+//! is connected, and never backwards but for what a crash loses. No wall clock has a part in it.
 
 use crate::base::BlockId;
 
 use super::judge::Standing;
 use super::placement::Zone;
+use super::rules::Rules;
 
 /// A member, or a former one that still has leases here.
 #[derive(Debug, Clone)]
@@ -81,37 +82,35 @@ impl Peer {
     }
 
     /// The clock of its leases, in seconds.
-    pub(super) fn clock_secs(&self, now_ms: u64, absent_share: u64) -> u64 {
-        let passed = now_ms.saturating_sub(self.clock_at_ms);
-        let counted = if self.connected || !self.member {
-            passed
-        } else {
-            passed / absent_share.max(1)
+    pub(super) fn clock_secs(&self, now_ms: u64, rules: &Rules) -> u64 {
+        (self.clock_ms + self.counted(now_ms, rules)) / 1000
+    }
+
+    /// How much of the time since the clock was settled counts, in milliseconds.
+    fn counted(&self, now_ms: u64, rules: &Rules) -> u64 {
+        let share = match (self.member, self.connected) {
+            (false, _) => rules.removed_share,
+            (true, true) => 1,
+            (true, false) => rules.absent_share,
         };
-        (self.clock_ms + counted) / 1000
+        now_ms.saturating_sub(self.clock_at_ms) / share.max(1)
     }
 
     /// To be called before what the clock's speed depends on changes.
-    fn settle_clock(&mut self, now_ms: u64, absent_share: u64) {
-        let passed = now_ms.saturating_sub(self.clock_at_ms);
-        let slow = !self.connected && self.member;
-        self.clock_ms += if slow {
-            passed / absent_share.max(1)
-        } else {
-            passed
-        };
+    fn settle_clock(&mut self, now_ms: u64, rules: &Rules) {
+        self.clock_ms += self.counted(now_ms, rules);
         self.clock_at_ms = now_ms;
     }
 
     /// It is a member or not.
-    pub(super) fn set_member(&mut self, member: bool, now_ms: u64, absent_share: u64) {
-        self.settle_clock(now_ms, absent_share);
+    pub(super) fn set_member(&mut self, member: bool, now_ms: u64, rules: &Rules) {
+        self.settle_clock(now_ms, rules);
         self.member = member;
     }
 
     /// It comes or goes.
-    pub(super) fn set_connected(&mut self, connected: bool, now_ms: u64, absent_share: u64) {
-        self.settle_clock(now_ms, absent_share);
+    pub(super) fn set_connected(&mut self, connected: bool, now_ms: u64, rules: &Rules) {
+        self.settle_clock(now_ms, rules);
         if self.connected != connected {
             self.since_ms = now_ms;
         }
@@ -144,17 +143,18 @@ mod tests {
     #[test]
     fn the_clock_of_an_owner_that_is_away_is_slow() {
         const DAY_MS: u64 = 86_400_000;
+        let rules = &Rules::default();
         let mut peer = Peer::new(0, 100, 0);
-        peer.set_member(true, 0, 16);
-        assert_eq!(peer.clock_secs(16 * DAY_MS, 16), 100 + 86_400);
-        peer.set_connected(true, 16 * DAY_MS, 16);
-        assert_eq!(peer.clock_secs(17 * DAY_MS, 16), 100 + 2 * 86_400);
-        peer.set_connected(false, 17 * DAY_MS, 16);
-        peer.set_member(false, 33 * DAY_MS, 16);
+        peer.set_member(true, 0, rules);
+        assert_eq!(peer.clock_secs(16 * DAY_MS, rules), 100 + 86_400);
+        peer.set_connected(true, 16 * DAY_MS, rules);
+        assert_eq!(peer.clock_secs(17 * DAY_MS, rules), 100 + 2 * 86_400);
+        peer.set_connected(false, 17 * DAY_MS, rules);
+        peer.set_member(false, 33 * DAY_MS, rules);
         assert_eq!(
-            peer.clock_secs(34 * DAY_MS, 16),
+            peer.clock_secs(37 * DAY_MS, rules),
             100 + 4 * 86_400,
-            "who was removed runs at full speed"
+            "removed: the others get time to take over"
         );
     }
 }

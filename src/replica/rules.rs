@@ -16,6 +16,8 @@ pub struct Rules {
     pub term_secs: u64,
     /// That clock goes at one part in so many while the owner is away: an owner has so many terms to come back.
     pub absent_share: u64,
+    /// As above for an owner that was removed from the group: other owners of its blocks may be away and still need them.
+    pub removed_share: u64,
     /// How long a block stays after its last lease was released: another device may take it up without sending it.
     pub released_secs: u64,
     /// How long it stays after its last lease expired.
@@ -61,6 +63,7 @@ impl Default for Rules {
         Self {
             term_secs: 30 * DAY,
             absent_share: 16,
+            removed_share: 4,
             released_secs: HOUR,
             expired_secs: 7 * DAY,
             lost_secs: DAY,

@@ -445,6 +445,7 @@ impl World {
             .filter_map(|block| Some((*block, self.fetch(from, block)?)))
             .collect();
         if found.is_empty() {
+            self.sent.puts -= 1;
             return self.tell(from, Event::Unsent(self.devices[to].setup.device, seq));
         }
         let (blocks, bytes) = found.into_iter().unzip();
