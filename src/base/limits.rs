@@ -27,3 +27,6 @@ pub const INDEX_DEPTH_MAX: u8 = 6;
 
 /// Default wait for a block that only others have, in seconds (promise 1).
 pub const FETCH_TIMEOUT_SECS: u64 = 30;
+
+/// Most replicas of a block that can be wished for.
+pub const REPLICAS_MAX: u8 = 16;

@@ -3,6 +3,7 @@
 //! One file per verb. Secrets never come from the command line: tickets and words are read from standard input or a file.
 
 pub mod background;
+mod care;
 mod copy;
 mod environment;
 pub mod fsck;
@@ -57,7 +58,11 @@ enum Verb {
     Import(copy::ImportArgs),
     Export(copy::ExportArgs),
     Free(replicas::FreeArgs),
+    Pin(care::PinArgs),
+    Unpin(care::UnpinArgs),
     Sync(replicas::SyncArgs),
+    Verify(care::VerifyArgs),
+    Gc(care::GcArgs),
     Show(show::Args),
     Umount(umount::Args),
     #[command(hide = true, subcommand)]
@@ -101,6 +106,10 @@ fn run(cli: Cli) -> Outcome {
         Verb::Import(args) => copy::import(&env, args),
         Verb::Export(args) => copy::export(&env, args),
         Verb::Free(args) => replicas::free(&env, args),
+        Verb::Pin(args) => care::pin(&env, args),
+        Verb::Unpin(args) => care::unpin(&env, args),
+        Verb::Verify(args) => care::verify(&env, args),
+        Verb::Gc(args) => care::gc(&env, args),
         Verb::Sync(args) => replicas::sync(&env, args),
         Verb::Show(args) => show::run(&env, args),
         Verb::Umount(args) => umount::run(&env, args),

@@ -80,6 +80,7 @@ Mount options:
   state=DIR            the state directory, when the folder does not say where it is
   passphrase_file=FILE the passphrase is the file's first line
   timeout=SECONDS      how long a read waits for blocks that only others have (30)
+  fsync=replicas       fsync waits for the wanted copies on other computers, too, at most timeout=
   cache_size=SIZE      blocks kept here beyond those that are nowhere else, such as 10GiB
   listen=ADDRESS:PORT  where to listen; may be repeated
   offline              no network

@@ -62,6 +62,8 @@ pub struct MountOptions {
     pub timeout: Option<Duration>,
     /// `cache_size=`, in bytes.
     pub cache_size: Option<u64>,
+    /// `fsync=`: whether fsync waits for replicas.
+    pub fsync_replicas: Option<bool>,
     /// `passphrase_file=`.
     pub passphrase_file: Option<PathBuf>,
     /// `listen=`, may be repeated.
@@ -200,6 +202,11 @@ impl MountOptions {
             "timeout" => time().and_then(|time| once(name, &mut self.timeout, time)),
             "attr_timeout" => time().and_then(|time| once(name, &mut self.ttl, time)),
             "cache_size" => size().and_then(|size| once(name, &mut self.cache_size, size)),
+            "fsync" => match text {
+                Some("local") => once(name, &mut self.fsync_replicas, false),
+                Some("replicas") => once(name, &mut self.fsync_replicas, true),
+                _ => Err(expected("local or replicas")),
+            },
             "listen" => address().map(|address| self.listen.push(address)),
             _ => return None,
         })
@@ -252,6 +259,7 @@ impl MountOptions {
         Options {
             timeout: self.timeout,
             cache_size: self.cache_size,
+            fsync_replicas: self.fsync_replicas.unwrap_or(false),
             read_only: self.flags.read_only,
             no_network: self.offline,
             listen: (!self.listen.is_empty()).then(|| self.listen.clone()),
@@ -381,6 +389,7 @@ mod tests {
             "uid=-1",
             "gid=x",
             "timeout=soon",
+            "fsync=never",
             "timeout=-1",
             "timeout=nan",
             "timeout=1e300",

@@ -9,6 +9,7 @@ use super::progress::Bar;
 use super::report::{Exit, Outcome, from_client, print, print_json, size};
 use crate::control::client::{ask, unexpected};
 use crate::control::{Answer, Failure, Health, Replication, Request};
+use crate::folder::config::parse_size;
 
 /// Longest silence of a daemon that frees: holders that do not answer are waited for five minutes.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -22,6 +23,9 @@ pub struct FreeArgs {
     /// Files and directories, in the folder or in the mount.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Stop once so much is freed, such as 10GiB; what was not used for longest goes first.
+    #[arg(long, value_name = "SIZE", value_parser = parse_target)]
+    target: Option<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -44,22 +48,15 @@ pub struct SyncArgs {
 /// Runs `dfs free`.
 pub fn free(env: &Environment, args: FreeArgs) -> Outcome {
     let what = "cannot free space";
-    let mut paths = Vec::new();
-    let mut at: Option<PathBuf> = None;
-    for path in &args.paths {
-        let (socket, inside) = running(env, path, what)?;
-        if at.as_ref().is_some_and(|at| *at != socket) {
-            let why = format!("{} is in another volume than the paths before it", path.display());
-            return Err(Failure::new(what, why, "free the volumes one by one").into());
-        }
-        at = Some(socket);
-        paths.push(inside);
-    }
-    let Some(socket) = at else { return Ok(()) };
+    let Some((socket, paths)) = one_volume(env, &args.paths, what)? else {
+        return Ok(());
+    };
+    let request = Request::Free {
+        paths,
+        target_bytes: args.target,
+    };
     let bar = Bar::new(env.progress);
-    let freed = match ask(&socket, &Request::Free { paths }, TIMEOUT, |progress| {
-        bar.show(&progress)
-    }) {
+    let freed = match ask(&socket, &request, TIMEOUT, |progress| bar.show(&progress)) {
         Ok(Answer::Freed(freed)) => freed,
         Ok(other) => return Err(from_client(what, unexpected(&socket, &other))),
         Err(e) => return Err(from_client(what, e)),
@@ -124,6 +121,21 @@ pub(super) fn show(replication: &Replication) {
             size(*bytes)
         ));
     }
+    if replication.queued_blocks > 0 {
+        let left = match replication.bytes_per_sec {
+            0 => String::new(),
+            rate => format!(
+                ", {}/s, about {} s left",
+                size(rate),
+                replication.queued_bytes.div_ceil(rate)
+            ),
+        };
+        print(format_args!(
+            "queue    {} blocks, {}{left}",
+            replication.queued_blocks,
+            size(replication.queued_bytes)
+        ));
+    }
     if replication.held_bytes > 0 {
         print(format_args!(
             "keeps    {} for others",
@@ -132,7 +144,32 @@ pub(super) fn show(replication: &Replication) {
     }
 }
 
-fn running(env: &Environment, path: &Path, what: &str) -> Result<(PathBuf, PathBuf), Exit> {
+fn parse_target(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| "expected a size such as 500MB or 10GiB".into())
+}
+
+/// The daemon that has all these paths, and what they are in its volume.
+pub(super) fn one_volume(
+    env: &Environment,
+    paths: &[PathBuf],
+    what: &str,
+) -> Outcome<Option<(PathBuf, Vec<PathBuf>)>> {
+    let mut at: Option<PathBuf> = None;
+    let mut all = Vec::new();
+    for path in paths {
+        let (socket, inside) = running(env, path, what)?;
+        if at.as_ref().is_some_and(|at| *at != socket) {
+            let why = format!("{} is in another volume than the paths before it", path.display());
+            return Err(Failure::new(what, why, "take the volumes one by one").into());
+        }
+        at = Some(socket);
+        all.push(inside);
+    }
+    Ok(at.map(|socket| (socket, all)))
+}
+
+/// The daemon that has a path, and what the path is in its volume.
+pub(super) fn running(env: &Environment, path: &Path, what: &str) -> Result<(PathBuf, PathBuf), Exit> {
     match locate::find(env, path)? {
         Place::Running { daemon, inside } => Ok((daemon.socket, inside)),
         Place::Folder { folder, .. } => {

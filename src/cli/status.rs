@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::environment::Environment;
 use super::locate::{self, Place};
 use super::report::{Outcome, from_daemon, print, print_json, size};
-use crate::control::{Status, client};
+use crate::control::{Peer, Replication, Status, client};
 use crate::daemon::{self, Located};
 
 /// Show how a volume is, or all volumes that are running.
@@ -98,7 +98,7 @@ fn show(status: &Status, json: bool) -> Outcome {
         "store    {} blocks, {} ({bound}); {} nowhere else",
         store.blocks,
         size(store.bytes),
-        size(store.dirty_bytes)
+        size(nowhere_else(status))
     ));
     if let Some(replication) = &status.replication {
         super::replicas::show(replication);
@@ -122,6 +122,13 @@ fn show(status: &Status, json: bool) -> Outcome {
         )),
         None => print("network  off"),
     }
+    let network = status.network.iter().flat_map(|network| &network.members);
+    for peer in network {
+        print(format_args!(
+            "member   {}",
+            member(peer, status.replication.as_ref())
+        ));
+    }
     for warning in &status.warnings {
         print(format_args!("warning  {warning}"));
     }
@@ -137,6 +144,40 @@ fn show(status: &Status, json: bool) -> Outcome {
         ));
     }
     Ok(())
+}
+
+/// Bytes that are only here, as far as this device knows.
+fn nowhere_else(status: &Status) -> u64 {
+    match &status.replication {
+        Some(replication) if replication.possible > 0 => {
+            let alone = replication.health.iter().filter(|line| line.replicas == 0);
+            alone.map(|line| line.bytes).sum()
+        }
+        _ => status.store.dirty_bytes,
+    }
+}
+
+/// A member in a line: whether it is there, how far away, and what it and this device hold for each other.
+fn member(peer: &Peer, replication: Option<&Replication>) -> String {
+    let mut line = peer.device.short();
+    if let Some(role) = &peer.role {
+        line += &format!(" ({role})");
+    }
+    line += match (peer.connected, peer.rtt_ms) {
+        (true, Some(ms)) => format!(", connected, {ms} ms"),
+        (true, None) => ", connected".into(),
+        (false, _) => ", away".into(),
+    }
+    .as_str();
+    let exchange = replication.and_then(|all| all.members.iter().find(|member| member.device == peer.device));
+    if let Some(exchange) = exchange {
+        line += &format!(
+            "; holds {} for this device, which holds {} for it",
+            size(exchange.stored_bytes),
+            size(exchange.held_bytes)
+        );
+    }
+    line
 }
 
 fn show_offline(located: &Located, json: bool) -> Outcome {

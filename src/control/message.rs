@@ -69,6 +69,27 @@ pub enum Request {
         /// Paths in the volume, relative to its root.
         #[serde(with = "path_text::list")]
         paths: Vec<PathBuf>,
+        /// Stop once so many bytes were freed, the least recently used first; none: free all.
+        #[serde(default)]
+        target_bytes: Option<u64>,
+    },
+    /// Keep files on this device, and bring what is elsewhere; or do not insist on it any more.
+    Pin {
+        /// Paths in the volume, relative to its root.
+        #[serde(with = "path_text::list")]
+        paths: Vec<PathBuf>,
+        /// Whether they are to stay.
+        pinned: bool,
+    },
+    /// Check all blocks here, and what the members that are here hold.
+    Verify {
+        /// Replace what is damaged, and wait until everything has its replicas again.
+        repair: bool,
+    },
+    /// Look for blocks that no file needs.
+    Collect {
+        /// Remove them.
+        now: bool,
     },
     /// Wait until everything has the replicas that can be had, at most so long.
     Sync {
@@ -132,6 +153,12 @@ pub enum Answer {
     Copied(Copied),
     /// To [`Request::Free`].
     Freed(Freed),
+    /// To [`Request::Pin`].
+    Pinned(Pinned),
+    /// To [`Request::Verify`].
+    Verified(Box<Verified>),
+    /// To [`Request::Collect`].
+    Garbage(Garbage),
     /// To [`Request::Sync`].
     Replication(Replication),
     /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
@@ -151,6 +178,9 @@ impl fmt::Debug for Answer {
             Self::Ticket { .. } => f.write_str("Ticket(..)"),
             Self::Copied(copied) => f.debug_tuple("Copied").field(copied).finish(),
             Self::Freed(freed) => f.debug_tuple("Freed").field(freed).finish(),
+            Self::Pinned(pinned) => f.debug_tuple("Pinned").field(pinned).finish(),
+            Self::Verified(verified) => f.debug_tuple("Verified").field(verified).finish(),
+            Self::Garbage(garbage) => f.debug_tuple("Garbage").field(garbage).finish(),
             Self::Replication(health) => f.debug_tuple("Replication").field(health).finish(),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
         }
@@ -255,6 +285,9 @@ pub struct Network {
     pub connected: usize,
     /// Members it knows.
     pub known: usize,
+    /// Those members.
+    #[serde(default)]
+    pub members: Vec<Peer>,
 }
 
 /// Another member.
@@ -326,6 +359,36 @@ pub struct Replication {
     pub lacking_bytes: u64,
     /// Bytes kept here for other members.
     pub held_bytes: u64,
+    /// Blocks for which something is to be done, and their bytes.
+    #[serde(default)]
+    pub queued_blocks: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub queued_bytes: u64,
+    /// Bytes a second that go to other members.
+    #[serde(default)]
+    pub bytes_per_sec: u64,
+    /// Distinct places that keep blocks for this device.
+    #[serde(default)]
+    pub possible: u8,
+    /// What each member holds for this device, and this device for it.
+    #[serde(default)]
+    pub members: Vec<Exchange>,
+}
+
+/// What a member and this device hold for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The member.
+    pub device: DeviceId,
+    /// Blocks that it holds for this device.
+    pub stored_blocks: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+    /// Blocks that this device holds for it.
+    pub held_blocks: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
 }
 
 /// Blocks with so many replicas.
@@ -350,6 +413,55 @@ pub struct Freed {
     pub bytes: u64,
     /// Blocks that stay, by reason.
     pub kept: Vec<(String, u64)>,
+}
+
+/// What came of pinning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Blocks of the files.
+    pub blocks: u64,
+    /// Those of them that were brought here.
+    pub brought: u64,
+    /// Their bytes.
+    pub brought_bytes: u64,
+    /// Blocks that could not be had.
+    pub missing: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Verified {
+    /// Blocks here.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that are damaged, and were not replaced.
+    pub damaged: Vec<String>,
+    /// Those that were damaged, and were replaced.
+    pub mended: u64,
+    /// Copies on other devices that were found to be right.
+    pub replicas_right: u64,
+    /// Copies on other devices that were wrong or missing. They do not count any more, and others take their place.
+    pub replicas_wrong: u64,
+    /// Holders that could not be asked.
+    pub away: Vec<DeviceId>,
+    /// Holders that did not answer to the end.
+    pub silent: usize,
+    /// How things are afterwards; none without a network.
+    pub replication: Option<Replication>,
+}
+
+/// Blocks that no file needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Garbage {
+    /// Blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks that no file here needs and that stay because they are kept for other members.
+    pub held: u64,
+    /// Whether they were removed.
+    pub removed: bool,
 }
 
 /// What an import or export did.

@@ -1,15 +1,15 @@
 //! What a running daemon answers on its control socket.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::Located;
 use super::assembly::{Assembly, Identity};
+use super::care::{self, Care, Pinning};
 use super::copy;
 use super::membership;
 use super::network::Networking;
@@ -17,28 +17,20 @@ use super::replication::Replication;
 use super::run::Event;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
-use crate::base::{BlockId, work};
-use crate::control::{
-    self, Answer, Failure, Freed, Handler, Progress, Replication as Health, Request, Status,
-};
+use crate::base::work;
+use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
 use crate::node::{Members, PeerInfo};
-use crate::replica::message::Unfreed;
-use crate::store::{BlockStore, SqliteStore};
+use crate::store::{BlockStore, SqliteStore, Tiered};
 use crate::volume::Volume;
 
 /// How long the answer to a stop waits for the drain: as long as it takes, but not for ever.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// Blocks freed before progress is told.
-const FREED_AT_ONCE: usize = 4096;
-
-/// How long the holders of so many may take to confirm.
-const FREE_WITHIN: Duration = Duration::from_secs(300);
-
 /// Answers the requests of one daemon.
 pub(super) struct Answers {
     identity: Identity,
     store: Arc<SqliteStore>,
+    tiered: Arc<Tiered>,
     volume: Option<Arc<Volume>>,
     network: Option<Arc<Networking>>,
     replication: Option<Arc<Replication>>,
@@ -66,6 +58,7 @@ impl Answers {
         Self {
             identity: assembly.identity().clone(),
             store: Arc::clone(assembly.store()),
+            tiered: Arc::clone(assembly.tiered()),
             volume: assembly.volume().cloned(),
             network: assembly.network().cloned(),
             replication: assembly.replication().cloned(),
@@ -101,7 +94,7 @@ impl Answers {
             read_only: self.read_only,
             store: stats.into(),
             network: self.network.as_ref().map(|network| network.summary()),
-            replication: self.replication.as_deref().map(health),
+            replication: self.replication.as_deref().map(care::health),
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
             warnings: self
@@ -129,91 +122,14 @@ impl Answers {
             .ok_or_else(|| Failure::new(what, "replication could not be started", "its log says why"))
     }
 
-    /// Frees the blocks of files, a part at a time.
-    fn free(
-        &self,
-        paths: &[PathBuf],
-        report: &mut dyn FnMut(Progress) -> std::io::Result<()>,
-    ) -> Result<Freed, Failure> {
-        let what = "cannot free space";
-        let (volume, replication) = (self.volume(what)?, self.replication(what)?);
-        let mut blocks = HashSet::new();
-        for path in paths {
-            let named = volume
-                .blocks_below(path)
-                .map_err(|e| Failure::new(format!("{what} of {}", path.display()), e, ""))?;
-            blocks.extend(named);
-        }
-        let all: Vec<BlockId> = blocks.into_iter().collect();
-        let mut sum = super::replication::Freed::default();
-        for some in all.chunks(FREED_AT_ONCE) {
-            let Some(freed) = replication.free(some.to_vec(), FREE_WITHIN) else {
-                let hint = "`dfs status` shows who is connected; what was wanted is freed when it can be";
-                return Err(Failure::new(what, "the holders did not confirm in time", hint));
-            };
-            sum.blocks += freed.blocks;
-            sum.bytes += freed.bytes;
-            for (why, count) in freed.kept {
-                *sum.kept.entry(why).or_default() += count;
-            }
-            let progress = Progress {
-                what: "freeing".into(),
-                done_bytes: sum.bytes,
-                total_bytes: None,
-            };
-            if report(progress).is_err() {
-                break;
-            }
-        }
-        // The space is to be seen on the disk when the command ends.
-        self.store
-            .tidy()
-            .map_err(|e| Failure::new("cannot give the space back to the disk", e, ""))?;
-        Ok(Freed {
-            blocks: sum.blocks,
-            bytes: sum.bytes,
-            kept: sum
-                .kept
-                .into_iter()
-                .map(|(why, count)| (unfreed(why).to_owned(), count))
-                .collect(),
+    /// What care for the volume's blocks needs.
+    fn care(&self, what: &'static str) -> Result<Care<'_>, Failure> {
+        Ok(Care {
+            what,
+            volume: self.volume(what)?,
+            replication: self.replication(what)?,
+            store: &self.store,
         })
-    }
-
-    /// Writes everything back, and waits for replicas.
-    fn sync(
-        &self,
-        at_most: Duration,
-        report: &mut dyn FnMut(Progress) -> std::io::Result<()>,
-    ) -> Result<Health, Failure> {
-        let what = "cannot wait for replicas";
-        let replication = self.replication(what)?;
-        if let Some(volume) = &self.volume {
-            volume
-                .write_everything()
-                .map_err(|e| Failure::new("cannot write everything back", e, ""))?;
-        }
-        let deadline = Instant::now() + at_most;
-        loop {
-            let now = health(replication);
-            if replication.is_settled() && now.lacking_bytes == 0 || Instant::now() >= deadline {
-                return Ok(now);
-            }
-            let progress = Progress {
-                what: "replicating".into(),
-                done_bytes: now
-                    .health
-                    .iter()
-                    .filter(|h| h.replicas >= h.wanted)
-                    .map(|h| h.bytes)
-                    .sum(),
-                total_bytes: Some(now.health.iter().map(|h| h.bytes).sum()),
-            };
-            if report(progress).is_err() {
-                return Ok(now);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
     }
 
     fn stop(&self, lazy: bool) -> Result<Answer, Failure> {
@@ -231,41 +147,6 @@ impl Answers {
         self.volume
             .as_ref()
             .ok_or_else(|| Failure::new(what, "this device is a host and cannot read the volume", ""))
-    }
-}
-
-fn health(replication: &Replication) -> Health {
-    let by_replicas: Vec<control::Health> = replication
-        .health()
-        .into_iter()
-        .map(|line| control::Health {
-            replicas: line.copies,
-            wanted: line.wanted,
-            blocks: line.blocks,
-            bytes: line.bytes,
-        })
-        .collect();
-    Health {
-        lacking_bytes: by_replicas
-            .iter()
-            .filter(|line| line.replicas < line.wanted)
-            .map(|line| line.bytes)
-            .sum(),
-        health: by_replicas,
-        held_bytes: replication.held_bytes(),
-    }
-}
-
-/// Why a block stays, for people.
-fn unfreed(why: Unfreed) -> &'static str {
-    match why {
-        Unfreed::Pinned => "pinned",
-        Unfreed::TooFew => "too few replicas",
-        Unfreed::HoldersAway => "the holders are away or did not confirm",
-        Unfreed::Contended => "another device is freeing the same",
-        Unfreed::HeldForOthers => "kept for another device, which was asked to move it",
-        Unfreed::NotRetained => "not known to be replicated yet",
-        Unfreed::NotHere => "not on this device",
     }
 }
 
@@ -309,10 +190,44 @@ impl Handler for Answers {
             Request::Export { from, to } => {
                 copy::export(self.volume("cannot export")?, &from, &to, report).map(Answer::Copied)
             }
-            Request::Free { paths } => self.free(&paths, report).map(Answer::Freed),
-            Request::Sync { wait_secs } => self
-                .sync(Duration::from_secs(wait_secs), report)
-                .map(Answer::Replication),
+            Request::Free { paths, target_bytes } => self
+                .care("cannot free space")?
+                .free(&paths, target_bytes, report)
+                .map(Answer::Freed),
+            Request::Pin { paths, pinned } => {
+                let what = if pinned { "cannot pin" } else { "cannot unpin" };
+                let care = Pinning {
+                    what,
+                    volume: self.volume(what)?,
+                    replication: self.replication.as_deref(),
+                };
+                care.pin(&paths, pinned, report).map(Answer::Pinned)
+            }
+            Request::Sync { wait_secs } => {
+                let what = "cannot wait for replicas";
+                if let Some(volume) = &self.volume {
+                    care::write_back(volume)?;
+                }
+                care::wait_for_replicas(self.replication(what)?, Duration::from_secs(wait_secs), report)
+                    .map(Answer::Replication)
+            }
+            Request::Verify { repair } => {
+                let what = "cannot verify";
+                let replication = self.replication.as_deref();
+                care::verify(
+                    what,
+                    &self.store,
+                    self.tiered.as_ref(),
+                    replication,
+                    repair,
+                    report,
+                )
+                .map(Answer::Verified)
+            }
+            Request::Collect { now } => self
+                .care("cannot collect garbage")?
+                .collect(now)
+                .map(Answer::Garbage),
             Request::Stop { lazy } => self.stop(lazy),
         }
     }

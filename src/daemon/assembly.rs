@@ -27,6 +27,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Bytes of blocks kept here; zero: no bound.
     pub cache_size: Option<u64>,
+    /// fsync waits for replicas too.
+    pub fsync_replicas: bool,
     /// Nothing may be changed.
     pub read_only: bool,
     /// No node at all.
@@ -113,6 +115,7 @@ impl Assembly {
                     read_only,
                     unclean: assembly.store.opened_unclean(),
                     remote: assembly.network.is_some(),
+                    fsync_replicas: options.fsync_replicas,
                     announce: assembly.network.as_ref().map(announcer),
                     retention: assembly
                         .replication
@@ -143,6 +146,11 @@ impl Assembly {
 
     pub(super) fn store(&self) -> &Arc<SqliteStore> {
         &self.store
+    }
+
+    /// Where blocks come from.
+    pub(super) fn tiered(&self) -> &Arc<Tiered> {
+        &self.tiered
     }
 
     /// What keeps copies elsewhere; none without a network.
@@ -218,6 +226,7 @@ fn start_replication(
         reserve: offer.reserve,
         wanted: offer.replicas,
         has_volume: keys.volume.is_some(),
+        cache_size: config.store.cache_size,
         key,
     };
     Replication::start(own, store, tiered, network.node(), &located.state)

@@ -5,6 +5,7 @@
 mod admit;
 mod answers;
 mod assembly;
+mod care;
 mod copy;
 mod fsck;
 mod init;

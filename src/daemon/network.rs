@@ -145,6 +145,7 @@ impl Networking {
             listening: self.node.with(Node::addresses).unwrap_or_default(),
             connected: peers.iter().filter(|peer| peer.connected).count(),
             known: peers.len(),
+            members: peers.into_iter().map(shown).collect(),
         }
     }
 
@@ -173,14 +174,6 @@ impl Networking {
             .node
             .with(Node::peers)
             .map_err(|e| Failure::new("cannot list the members", e, "try again"))?;
-        let shown = |peer: crate::node::PeerInfo| Peer {
-            device: peer.device,
-            role: peer.role.map(|role| role.to_string()),
-            connected: peer.connected,
-            addresses: peer.addresses,
-            last_seen: (peer.last_seen > 0).then_some(peer.last_seen),
-            rtt_ms: peer.latency_ms.map(|ms| ms.round() as u64),
-        };
         Ok(peers.into_iter().map(shown).collect())
     }
 
@@ -284,5 +277,17 @@ impl NodeState for StateFiles {
         self.0
             .write_list(what.name(), bytes)
             .map_err(std::io::Error::other)
+    }
+}
+
+/// A member as commands show it.
+fn shown(peer: PeerInfo) -> Peer {
+    Peer {
+        device: peer.device,
+        role: peer.role.map(|role| role.to_string()),
+        connected: peer.connected,
+        addresses: peer.addresses,
+        last_seen: (peer.last_seen > 0).then_some(peer.last_seen),
+        rtt_ms: peer.latency_ms.map(|ms| ms.round() as u64),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use crate::base::limits::FETCH_TIMEOUT_SECS;
+use crate::base::limits::{FETCH_TIMEOUT_SECS, REPLICAS_MAX};
 
 /// Longest `dfs.toml`, in bytes.
 pub const CONFIG_MAX: usize = 64 << 10;
@@ -270,7 +270,7 @@ fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 }
 
 fn replicas<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
-    whole(d, 0, 16).map(|number| number as u8)
+    whole(d, 0, i64::from(REPLICAS_MAX)).map(|number| number as u8)
 }
 
 fn quota<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

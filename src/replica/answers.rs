@@ -53,8 +53,15 @@ impl Machine {
                 }
                 if let Some(peer) = self.peers.get_mut(&from) {
                     peer.withheld = 0;
-                    if std::mem::take(&mut peer.walk_ends) && failed.is_empty() {
-                        peer.strikes = 0;
+                    if peer.hurried {
+                        self.checked.right += slices.len().saturating_sub(failed.len()) as u64;
+                        self.checked.wrong += failed.len() as u64;
+                    }
+                    if std::mem::take(&mut peer.walk_ends) {
+                        peer.hurried = false;
+                        if failed.is_empty() {
+                            peer.strikes = 0;
+                        }
                     }
                 }
                 self.audited(from, &failed)
@@ -225,7 +232,9 @@ impl Machine {
                 && let Some(slice) = slices.first()
             {
                 peer.withheld += 1;
-                peer.walk_ends = false;
+                if std::mem::take(&mut peer.walk_ends) {
+                    peer.hurried = false;
+                }
                 if peer.withheld >= WITHHELD_MAX {
                     peer.withheld = 0;
                     // Which of its blocks are bad, or whether any is, nobody knows: they count until it is condemned.

@@ -9,7 +9,8 @@ use crate::base::{BlockId, DeviceId};
 use crate::store::{ReplicaChange, StoreError};
 
 use super::machine::{Machine, Purpose};
-use super::message::{Report, Request, Slice};
+use super::message::{Checked, Report, Request, Slice};
+use super::peers::Peer;
 use super::wire::SLICES_MAX;
 
 /// How long a holder that said itself that it lost blocks is not believed, in seconds: it may have a new disk.
@@ -19,6 +20,26 @@ const PROBATION_SECS: u64 = 86_400;
 const WALK_MS: u64 = 10_000;
 
 impl Machine {
+    /// Begins a check of everything that the holders have that are here.
+    pub(super) fn verify(&mut self) {
+        self.checked = Checked::default();
+        for peer in self.peers.values_mut() {
+            if peer.member && peer.connected {
+                (peer.walk, peer.hurried) = (Some(BlockId([0; 32])), true);
+                peer.next_audit_ms = self.now_ms;
+            }
+        }
+    }
+
+    /// How far that has come.
+    pub fn checked(&self) -> Checked {
+        let unfinished = |peer: &&Peer| peer.hurried && peer.connected;
+        Checked {
+            holders: self.peers.values().filter(unfinished).count(),
+            ..self.checked
+        }
+    }
+
     pub(super) fn audit(&mut self) -> Result<(), StoreError> {
         if !self.knows_hosts() {
             return Ok(());
@@ -71,7 +92,12 @@ impl Machine {
         let Some(peer) = self.peers.get_mut(&holder) else {
             return Ok(());
         };
-        peer.next_audit_ms = self.now_ms + if walk.is_some() && !done { WALK_MS } else { wait_ms };
+        peer.next_audit_ms = self.now_ms
+            + match walk {
+                Some(_) if !done && peer.hurried => 0,
+                Some(_) if !done => WALK_MS,
+                _ => wait_ms,
+            };
         if walk.is_some() {
             peer.walk = if done { None } else { found.last().map(|r| r.block) };
             peer.walk_ends = done;
@@ -86,6 +112,9 @@ impl Machine {
             });
         }
         if slices.is_empty() {
+            if let Some(peer) = self.peers.get_mut(&holder) {
+                (peer.hurried, peer.walk_ends) = (false, false);
+            }
             return Ok(());
         }
         let seq = self.next_seq();

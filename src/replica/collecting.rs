@@ -9,22 +9,27 @@ use super::machine::{Machine, STEP};
 use super::message::Retained;
 
 impl Machine {
-    pub(super) fn retain(&mut self, blocks: &[Retained]) -> Result<(), StoreError> {
+    pub(super) fn retain(&mut self, blocks: &[Retained], exactly: bool) -> Result<(), StoreError> {
         let mut changes = Vec::new();
         let mut judge = Vec::new();
         for retained in blocks {
             let old = self.store.kept(&retained.block)?;
+            // What a marking says is all there is to say, but for what was said since it began.
+            let more = old.filter(|old| !exactly || old.mark == self.mark);
             let kept = Kept {
                 block: retained.block,
                 len: retained.len,
-                wanted: retained.wanted,
-                pinned: retained.pinned,
+                wanted: more.map_or(0, |more| more.wanted).max(retained.wanted),
+                pinned: more.is_some_and(|more| more.pinned) || retained.pinned,
                 mark: self.mark,
                 copies: old.map_or(0, |old| old.copies),
                 todo: old.map_or(Some(0), |old| old.todo),
             };
             if old != Some(kept) {
                 changes.push(ReplicaChange::Keep(kept));
+                if kept.pinned {
+                    changes.push(ReplicaChange::Protect { block: kept.block });
+                }
                 if old.is_none_or(|old| old.wanted != kept.wanted) {
                     judge.push(kept);
                 }

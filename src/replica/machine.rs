@@ -12,7 +12,7 @@ use crate::store::{MemberState, Number, ReplicaChange, ReplicaStore, StoreError}
 
 use super::freeing::Drop;
 use super::judge::Court;
-use super::message::{Action, Event, Member, Report, Request, Slice};
+use super::message::{Action, Checked, Event, Member, Report, Request, Slice};
 use super::peers::Peer;
 use super::placement::{Host, Zone, possible};
 use super::rules::Rules;
@@ -100,6 +100,8 @@ pub struct Machine {
     pub(super) next_free_ms: Option<u64>,
     pub(super) disk_free: u64,
     pub(super) stray_cursor: Option<Option<BlockId>>,
+    /// What checks of everything that holders have, asked for by the user, have found so far.
+    pub(super) checked: Checked,
     next_upkeep_ms: u64,
     told_zones: Option<u8>,
     pub(super) out: Vec<Action>,
@@ -181,6 +183,7 @@ impl Machine {
             next_free_ms: Some(now_ms),
             disk_free: u64::MAX,
             stray_cursor: (!setup.has_volume).then_some(None),
+            checked: Checked::default(),
             next_upkeep_ms: now_ms,
             told_zones: None,
             out: Vec::new(),
@@ -200,9 +203,11 @@ impl Machine {
             Event::Request(from, request) => self.request(from, request)?,
             Event::Answer(from, answer) => self.answer(from, answer)?,
             Event::Unsent(to, seq) => self.unsent(to, seq),
-            Event::Retain(blocks) => self.retain(&blocks)?,
+            Event::Retain(blocks) => self.retain(&blocks, false)?,
+            Event::Named(blocks) => self.retain(&blocks, true)?,
             Event::BeginMark => self.begin_mark()?,
             Event::EndMark => self.end_mark()?,
+            Event::Verify => self.verify(),
             Event::Free(blocks) => self.free(&blocks)?,
             Event::Disk(free) => self.disk_free = free,
         }

@@ -169,12 +169,16 @@ pub enum Event {
     Answer(DeviceId, Answer),
     /// A request could not be sent, or in part: these blocks could not be had.
     Unsent(DeviceId, u64),
-    /// The user's files need these blocks. Also said of each block while marking.
+    /// The user's files need these blocks, as much as this at least.
     Retain(Vec<Retained>),
+    /// A marking found that the user's files need these blocks, and exactly so unless [`Event::Retain`] has said more since it began.
+    Named(Vec<Retained>),
     /// A marking begins: who is not retained again before [`Event::EndMark`] is not retained any more.
     BeginMark,
     /// Everything that is retained has been named since [`Event::BeginMark`].
     EndMark,
+    /// Check all that the holders here have, at once.
+    Verify,
     /// The user wants the space of these blocks.
     Free(Vec<BlockId>),
     /// Space left on the disk of the store, in bytes.
@@ -199,6 +203,17 @@ pub enum Unfreed {
     NotRetained,
     /// There is no copy of it here.
     NotHere,
+}
+
+/// How far a check of everything that holders have is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Checked {
+    /// Replicas that were looked at, a slice of each.
+    pub right: u64,
+    /// Those that were wrong or missing.
+    pub wrong: u64,
+    /// Holders whose check is not over.
+    pub holders: usize,
 }
 
 /// What is worth a line in the log.

@@ -37,6 +37,8 @@ pub(super) struct Peer {
     pub(super) next_renewal_ms: u64,
     /// How far the check of all its blocks has come that follows a failure.
     pub(super) walk: Option<BlockId>,
+    /// That check was asked for, and is not to take its time.
+    pub(super) hurried: bool,
     /// The audit that waits for its answer is the last of that check.
     pub(super) walk_ends: bool,
     pub(super) open: Open,
@@ -76,6 +78,7 @@ impl Peer {
             next_audit_ms: 0,
             next_renewal_ms: 0,
             walk: None,
+            hurried: false,
             walk_ends: false,
             open: Open::default(),
         }

@@ -18,6 +18,8 @@ pub use api::{
 };
 pub use fault::{Fault, FaultStore, Op};
 pub use memory::MemoryStore;
-pub use replica::{Health, Kept, Lease, MemberState, Number, Replica, ReplicaChange, ReplicaStore};
+pub use replica::{
+    Cold, Health, Kept, Lease, MemberState, Number, Replica, ReplicaChange, ReplicaStore, Share,
+};
 pub use sqlite::{SqliteStore, StoreOptions};
 pub use tiered::{ReadError, Tiered, TieredOptions};

@@ -84,6 +84,28 @@ pub struct Health {
     pub bytes: u64,
 }
 
+/// What one device holds for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Share {
+    /// The other device.
+    pub device: DeviceId,
+    /// Blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A block here, and when it was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cold {
+    /// The block.
+    pub block: BlockId,
+    /// Its length, in bytes.
+    pub len: u64,
+    /// The commit after which it was read or stored last.
+    pub used: u64,
+}
+
 /// A change of what is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaChange {
@@ -173,6 +195,14 @@ pub enum Number {
     Mark = 3,
     /// The marking whose sweep is not finished; zero: none.
     Sweep = 4,
+    /// One: everything has to be named, since something was stored while nobody was told, or wishes changed.
+    Unnamed = 5,
+    /// One: the owner wished something for a file at least once.
+    Wishes = 6,
+    /// Replicas wanted by default when everything was named last, and one more.
+    Wanted = 7,
+    /// How far the scrub of the store has come: the first eight bytes of a block id.
+    Scrub = 8,
 }
 
 /// Keeps what a device remembers of replication. All calls may block on the disk.

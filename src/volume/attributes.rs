@@ -15,6 +15,7 @@ use super::nodes::Place;
 use super::open_file::{OpenFile, choose};
 use super::shown::is_shown;
 use super::sizes::{Mark, day_of};
+use super::wishes::STATE;
 use super::{Volume, Wait};
 use crate::base::limits::{FILE_MAX, NAME_MAX};
 use crate::base::types::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs, Timestamp};
@@ -159,6 +160,7 @@ impl Volume {
     /// Sets an extended attribute. `flags` as in setxattr(2): 1 create, 2 replace.
     pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         self.check_writable()?;
+        let wish = Self::check_wish(name, Some(value))?;
         if name == CAPABILITY
             && let Some(file) = self.handles.open_file(ino)
         {
@@ -169,11 +171,18 @@ impl Volume {
         self.at_inode(ino, |at| match at {
             At::Path(path) => rustix::fs::lsetxattr(path, name, value, flags),
             At::Open(host) => rustix::fs::fsetxattr(host, name, value, flags),
-        })
+        })?;
+        if wish {
+            self.wish_changed();
+        }
+        Ok(())
     }
 
     /// The value of an extended attribute.
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        if name == STATE && self.nodes.kind(ino) == Some(FileKind::Regular) && !is_shown(ino) {
+            return Ok(self.whereabouts(ino)?.to_string().into_bytes());
+        }
         let mut value = vec![0u8; XATTR_MAX];
         let len = self.at_inode(ino, |at| match at {
             At::Path(path) => rustix::fs::lgetxattr(path, name, &mut value[..]),
@@ -197,10 +206,15 @@ impl Volume {
     /// Removes an extended attribute.
     pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         self.check_writable()?;
+        let wish = Self::check_wish(name, None)?;
         self.at_inode(ino, |at| match at {
             At::Path(path) => rustix::fs::lremovexattr(path, name),
             At::Open(host) => rustix::fs::fremovexattr(host, name),
-        })
+        })?;
+        if wish {
+            self.wish_changed();
+        }
+        Ok(())
     }
 
     /// Runs a call on the host inode: through the open `.f` where there is one, since its names may be gone, by name otherwise.

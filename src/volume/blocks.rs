@@ -374,6 +374,15 @@ impl Blocks {
         Ok(all_here()?.then(|| store.last_seq()))
     }
 
+    /// Those that nobody has taken up since `begin_watch`.
+    pub fn not_taken_up(&self, mut ids: Vec<BlockId>) -> Vec<BlockId> {
+        if let Some(taken_up) = &*self.watch.read() {
+            let taken_up = taken_up.lock();
+            ids.retain(|id| !taken_up.contains(id));
+        }
+        ids
+    }
+
     /// Removes those of `unmarked` that nobody has taken up since `begin_watch`. Returns how many.
     pub fn remove_unused(&self, unmarked: &[BlockId]) -> Result<u64> {
         let watch = self.watch.write();

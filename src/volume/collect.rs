@@ -3,9 +3,11 @@
 //! Invariant: a block goes only if no slot that may count after a crash names it, no open file holds it, and nobody took it up since the
 //! marking began. In doubt (a damaged `.f`, an index block that is elsewhere) nothing goes. Called by the background thread.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use super::error::{Result, VolumeError};
 use super::import::entries;
 use super::open_file::choose;
 use super::pieces::Source;
+use super::wishes::Needs;
 use super::{Volume, Wait};
 use crate::base::names::{self, HostName};
 use crate::base::{BlockId, limits::INDEX_DEPTH_MAX};
@@ -32,30 +35,79 @@ const STEP: usize = 256;
 /// How long the collection waits for a write-back, which may be waiting for the network.
 const WRITE_BACK_WITHIN: Duration = Duration::from_secs(2);
 
-/// Blocks that are needed.
-#[derive(Debug, Default)]
+/// Blocks that are needed, each with what it needs for the sake of the files that name it.
+#[derive(Debug)]
 pub struct Marked {
     /// Those with content.
-    data: HashSet<BlockId>,
+    data: HashMap<BlockId, Needs>,
     /// Those that name others.
-    index: HashSet<BlockId>,
+    index: HashMap<BlockId, Needs>,
+    /// Of the file that is being looked at.
+    needs: Needs,
+    /// Whether blocks that name others may be fetched.
+    wait: Wait,
 }
 
 impl Marked {
-    /// Whether a block is needed.
-    pub fn contains(&self, id: &BlockId) -> bool {
-        self.data.contains(id) || self.index.contains(id)
+    /// None yet; the files to come have these needs.
+    pub(super) fn new(needs: Needs) -> Self {
+        Self {
+            data: HashMap::new(),
+            index: HashMap::new(),
+            needs,
+            wait: Wait::Never,
+        }
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &BlockId> {
-        self.data.iter().chain(&self.index)
+    /// As [`Marked::new`]; blocks that name others are fetched when they are elsewhere.
+    pub(super) fn fetching(needs: Needs) -> Self {
+        Self {
+            wait: Wait::Bounded,
+            ..Self::new(needs)
+        }
+    }
+
+    /// Whether a block is needed.
+    pub fn contains(&self, id: &BlockId) -> bool {
+        self.data.contains_key(id) || self.index.contains_key(id)
+    }
+
+    /// All of them. Those that name others stay here: without them nobody can say what a file needs.
+    pub fn iter(&self) -> impl Iterator<Item = (&BlockId, Needs)> {
+        let data = self.data.iter().map(|(id, needs)| (id, *needs));
+        let pinned = |needs: &Needs| Needs {
+            pinned: true,
+            ..*needs
+        };
+        data.chain(self.index.iter().map(move |(id, needs)| (id, pinned(needs))))
     }
 
     /// Those with content alone: without the others nobody can say what a file needs.
-    pub fn into_data(self) -> HashSet<BlockId> {
-        let index = self.index;
-        self.data.into_iter().filter(|id| !index.contains(id)).collect()
+    pub fn into_data(self) -> HashMap<BlockId, Needs> {
+        let (mut data, index) = (self.data, self.index);
+        data.retain(|id, _| !index.contains_key(id));
+        data
+    }
+
+    fn add(&mut self, id: BlockId) {
+        let needs = self.needs;
+        let of_all = self.data.entry(id).or_insert(needs);
+        *of_all = of_all.and(needs);
+    }
+
+    /// False when the block, and so all below it, was looked at for a file with no lesser needs.
+    fn add_index(&mut self, id: BlockId) -> bool {
+        let needs = self.needs;
+        match self.index.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(needs);
+                true
+            }
+            Entry::Occupied(mut place) => {
+                let all = place.get().and(needs);
+                std::mem::replace(place.get_mut(), all) != all
+            }
+        }
     }
 }
 
@@ -80,12 +132,11 @@ impl Volume {
             retention.begin();
         }
         self.blocks.begin_watch();
-        let outcome = self.mark().and_then(|marked| {
-            if let Some(retention) = self.blocks.retention() {
-                retention.end(&marked);
-            }
-            self.sweep(&marked)
-        });
+        let marked = self.mark();
+        if let Some(retention) = self.blocks.retention() {
+            retention.end(marked.as_ref().ok());
+        }
+        let outcome = marked.and_then(|marked| self.sweep(&marked));
         self.blocks.end_watch();
         if outcome.is_err() {
             self.freed(garbage);
@@ -112,25 +163,39 @@ impl Volume {
                 .map_err(|error| VolumeError::host("open a directory", error))?;
             let flags = OFlags::RDONLY | OFlags::NONBLOCK;
             if let Ok(file) = open_below(dir.as_fd(), &host, flags, Mode::empty()) {
+                marked.needs = self.needs_below(self.needs_of_dir(&parent)?, file.as_fd());
                 return self.mark_file(&File::from(file), &parent.join(&host), marked);
             }
         }
-        self.mark_below(host_path(path), marked)
+        let needs = self.needs_of_dir(&parent)?;
+        self.mark_below(host_path(path), needs, marked)
+    }
+
+    /// What a `.f` names, by its host name in an open directory.
+    pub(super) fn mark_at(&self, dir: &OwnedFd, host: &OsStr, marked: &mut Marked) -> Result<()> {
+        let file = open_below(
+            dir.as_fd(),
+            host,
+            OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )
+        .map_err(|error| VolumeError::host("open a .f", error))?;
+        self.mark_file(&File::from(file), Path::new(host), marked)
     }
 
     /// What the `.f` files name.
     pub(super) fn mark_folder(&self) -> Result<Marked> {
-        let mut marked = Marked::default();
-        self.mark_below(PathBuf::new(), &mut marked)?;
+        let mut marked = Marked::new(self.default_needs());
+        self.mark_below(PathBuf::new(), marked.needs, &mut marked)?;
         if self.moved.load(Ordering::SeqCst) {
             return Err(VolumeError::Invalid("files moved while the folder was walked"));
         }
         Ok(marked)
     }
 
-    fn mark_below(&self, top: PathBuf, marked: &mut Marked) -> Result<()> {
-        let mut todo = vec![top];
-        while let Some(directory) = todo.pop() {
+    fn mark_below(&self, top: PathBuf, above: Needs, marked: &mut Marked) -> Result<()> {
+        let mut todo = vec![(top, above)];
+        while let Some((directory, above)) = todo.pop() {
             // No directory may move from where it has not been looked for to where it has.
             let _still = self.renames.read();
             let dir = match self.folder.dir(&directory) {
@@ -140,9 +205,10 @@ impl Volume {
                 }
                 Err(error) => return Err(VolumeError::host("open a directory", error)),
             };
+            let needs = self.needs_below(above, dir.as_fd());
             for (name, kind) in entries(&dir)? {
                 match kind {
-                    FileType::Directory => todo.push(directory.join(&name)),
+                    FileType::Directory => todo.push((directory.join(&name), needs)),
                     FileType::RegularFile if matches!(names::from_host(&name), Some(HostName::File(_))) => {
                         match open_below(
                             dir.as_fd(),
@@ -150,7 +216,10 @@ impl Volume {
                             OFlags::RDONLY | OFlags::NONBLOCK,
                             Mode::empty(),
                         ) {
-                            Ok(host) => self.mark_file(&File::from(host), &directory.join(&name), marked)?,
+                            Ok(host) => {
+                                marked.needs = self.needs_below(needs, host.as_fd());
+                                self.mark_file(&File::from(host), &directory.join(&name), marked)?;
+                            }
                             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                             Err(error) => return Err(VolumeError::host("open a .f", error)),
                         }
@@ -169,20 +238,21 @@ impl Volume {
             let locked = file.write_back.try_lock_for(WRITE_BACK_WITHIN);
             let _no_write_back =
                 locked.ok_or(VolumeError::Invalid("a file has been written back for long"))?;
+            marked.needs = self.needs_of_open(&file);
             let state = file.state.lock();
             for (_, piece) in state.pieces.iter() {
                 match piece.source {
-                    Source::Block { id, .. } => drop(marked.data.insert(id)),
+                    Source::Block { id, .. } => marked.add(id),
                     Source::Index { id, depth } => self.mark_index(id, depth, marked)?,
                     _ => {}
                 }
             }
-            marked.data.extend(state.pieces.intact_blocks());
+            state.pieces.intact_blocks().for_each(|id| marked.add(id));
         }
         Ok(())
     }
 
-    fn mark_file(&self, host: &File, path: &std::path::Path, marked: &mut Marked) -> Result<()> {
+    pub(super) fn mark_file(&self, host: &File, path: &Path, marked: &mut Marked) -> Result<()> {
         let bytes = SlotBytes::read(host).map_err(|error| VolumeError::host("read a .f", error))?;
         let keys = self.blocks.keys();
         let damaged = |reason: String| VolumeError::Damaged {
@@ -216,14 +286,14 @@ impl Volume {
                 .iter()
                 .try_for_each(|entry| self.mark_index(entry.id, *depth, marked)),
             other => {
-                marked.data.extend(other.block_ids());
+                other.block_ids().into_iter().for_each(|id| marked.add(id));
                 Ok(())
             }
         }
     }
 
     fn mark_index(&self, id: BlockId, depth: u8, marked: &mut Marked) -> Result<()> {
-        if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.index.insert(id) {
+        if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.add_index(id) {
             return Ok(());
         }
         let unreadable = |reason: String| VolumeError::Damaged {
@@ -232,18 +302,37 @@ impl Volume {
         };
         let plain = self
             .blocks
-            .read_once(id, None, Wait::Never)
+            .read_once(id, None, marked.wait)
             .map_err(|error| unreadable(error.to_string()))?;
         if depth == 1 {
             let extents = index::decode_extents(&plain).map_err(|error| unreadable(error.to_string()))?;
-            marked
-                .data
-                .extend(extents.iter().filter_map(|extent| extent.block));
+            let blocks = extents.iter().filter_map(|extent| extent.block);
+            blocks.for_each(|id| marked.add(id));
             return Ok(());
         }
         let refs = index::decode_refs(&plain).map_err(|error| unreadable(error.to_string()))?;
         refs.iter()
             .try_for_each(|entry| self.mark_index(entry.id, depth - 1, marked))
+    }
+
+    /// Blocks of the store that nothing refers to. Removes none.
+    pub fn garbage(&self) -> Result<Vec<BlockId>> {
+        let _no_import = self.importing.lock();
+        self.sync_all()?;
+        self.blocks.begin_watch();
+        let found = self.mark().and_then(|marked| {
+            let store = self.blocks.tiered().store();
+            let (mut after, mut unused) = (None, Vec::new());
+            loop {
+                let page = store.list(after, STEP).map_err(VolumeError::store)?;
+                let Some((last, _)) = page.last() else { break };
+                after = Some(*last);
+                unused.extend(page.iter().map(|(id, _)| *id).filter(|id| !marked.contains(id)));
+            }
+            Ok(self.blocks.not_taken_up(unused))
+        });
+        self.blocks.end_watch();
+        found
     }
 
     pub(super) fn sweep(&self, marked: &Marked) -> Result<u64> {
@@ -266,7 +355,7 @@ impl Volume {
 }
 
 /// Where a directory of the volume is in the folder.
-fn host_path(path: &Path) -> PathBuf {
+pub(super) fn host_path(path: &Path) -> PathBuf {
     path.components()
         .filter_map(|part| match part {
             Component::Normal(name) => Some(names::dir_to_host(name)),

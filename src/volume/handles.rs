@@ -362,7 +362,15 @@ impl Volume {
 
     /// What was written survives a power cut once this returns.
     pub fn fsync(&self, fh: u64, what: Synced) -> Result<()> {
-        self.sync_for(&*self.handles.get(fh)?, what)
+        let handle = self.handles.get(fh)?;
+        self.sync_for(&handle, what)?;
+        if self.fsync_replicas && !self.wait_for_replicas(&handle.file)? {
+            return Err(VolumeError::host(
+                "have the replicas that fsync is to wait for",
+                Errno::TIMEDOUT,
+            ));
+        }
+        Ok(())
     }
 
     /// Makes durable what was written. Fails, once for each handle, also when a sync failed since the handle was opened or was told of one,

@@ -37,6 +37,7 @@ mod tests;
 mod tree;
 #[cfg(test)]
 mod waiting_tests;
+mod wishes;
 mod write_back;
 
 pub use attributes::CAPABILITY;
@@ -47,6 +48,7 @@ pub use import::Imported;
 pub use open_file::{Chosen, choose};
 pub use retention::Retention;
 pub use shown::StatusText;
+pub use wishes::{Brought, Needs, PINNED, REPLICAS, Whereabouts};
 pub use write_back::Synced;
 
 use std::sync::Arc;
@@ -133,6 +135,8 @@ pub struct VolumeOptions {
     pub unclean: bool,
     /// Whether blocks may come from other devices.
     pub remote: bool,
+    /// Whether fsync waits for the replicas that the file needs, too.
+    pub fsync_replicas: bool,
     /// Told of new file roots.
     pub announce: Option<Announce>,
     /// Told of what the volume needs.
@@ -161,6 +165,7 @@ impl Default for VolumeOptions {
             read_only: None,
             unclean: false,
             remote: false,
+            fsync_replicas: false,
             announce: None,
             retention: None,
             status: None,
@@ -196,6 +201,7 @@ pub struct Volume {
     timeout: Duration,
     read_only: Option<&'static str>,
     remote: bool,
+    fsync_replicas: bool,
     announce: Option<Announce>,
     status: Option<StatusText>,
 }
@@ -250,6 +256,7 @@ impl Volume {
             timeout: options.timeout,
             read_only: options.read_only,
             remote: options.remote,
+            fsync_replicas: options.fsync_replicas,
             announce: options.announce,
             status: options.status,
         });

@@ -11,6 +11,7 @@ use super::error::{Result, VolumeError};
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
 use super::spill::Spill;
+use super::wishes::Needs;
 use crate::base::BlockId;
 use crate::base::limits::{CHUNK_MAX, CHUNK_MIN};
 use crate::base::types::Timestamp;
@@ -266,6 +267,16 @@ impl Volume {
         }
         state.pieces.set_intact(intact);
         self.fragmented.note(file.ino, &state.pieces);
+        let needs = self.needs_of_open(file);
+        if needs != self.default_needs()
+            && let Some(retention) = self.blocks.retention()
+        {
+            let ids = state.pieces.iter().filter_map(|(_, piece)| match piece.source {
+                Source::Block { id, .. } | Source::Index { id, .. } => Some((id, needs)),
+                _ => None,
+            });
+            retention.wished(&ids.collect::<Vec<_>>());
+        }
         // A collection may have looked at the .f before this, and look at open files when this one is closed.
         self.blocks.take_note(|| {
             let blocks = state.pieces.iter().filter_map(|(_, piece)| match piece.source {
@@ -389,5 +400,14 @@ fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>,
     }
     let cuts: Vec<Cut> = encoded.iter().map(|bytes| Cut::Data(bytes.len())).collect();
     let (stored, seq) = blocks.store(&encoded.concat(), &cuts)?;
-    Ok((stored.into_iter().filter_map(|s| s.block).collect(), seq))
+    let ids: Vec<BlockId> = stored.into_iter().filter_map(|s| s.block).collect();
+    if let Some(retention) = blocks.retention() {
+        // Without them nobody can say here what the file needs.
+        let needs = Needs {
+            replicas: retention.default_replicas(),
+            pinned: true,
+        };
+        retention.wished(&ids.iter().map(|id| (*id, needs)).collect::<Vec<_>>());
+    }
+    Ok((ids, seq))
 }

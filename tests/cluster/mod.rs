@@ -1,5 +1,6 @@
 //! Several computers: namespaces joined by a cable, each with a daemon of its own.
 
+mod care;
 mod hanging;
 mod members;
 mod pair;

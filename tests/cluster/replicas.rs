@@ -32,7 +32,7 @@ fn in_zone(settings: &str, zone: &str) -> String {
 }
 
 /// A with a zone of its own, B and C.
-fn three() -> (Cable, TestVolume, TestVolume, TestVolume) {
+pub(super) fn three() -> (Cable, TestVolume, TestVolume, TestVolume) {
     let (cable, mut a) = first();
     a.unmount();
     a.configure(&in_zone(ON_CABLE, "a"));
@@ -45,23 +45,23 @@ fn three() -> (Cable, TestVolume, TestVolume, TestVolume) {
 }
 
 /// Bytes that lack replicas, and all bytes, as `dfs status` tells.
-fn lacking(volume: &TestVolume) -> (u64, u64) {
+pub(super) fn lacking(volume: &TestVolume) -> (u64, u64) {
     let status = volume.status();
     let health = status["replication"]["health"].as_array().unwrap();
     let all = health.iter().map(|line| line["bytes"].as_u64().unwrap()).sum();
     (status["replication"]["lacking_bytes"].as_u64().unwrap(), all)
 }
 
-fn sync(volume: &TestVolume) {
+pub(super) fn sync(volume: &TestVolume) {
     volume.dfs(["sync", "--wait", "60"]).arg(volume.folder()).ok();
 }
 
-fn disk_bytes(path: &Path) -> u64 {
+pub(super) fn disk_bytes(path: &Path) -> u64 {
     let said = Cmd::new("du").args(["-s", "--block-size=1"]).arg(path).ok();
     said.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn drop_caches() {
+pub(super) fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
 }
 

@@ -3,11 +3,13 @@
 //! Invariant: the machine hears only of answers whose signature, proofs and slices were checked here.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::shared::Shared;
 use super::{Msg, device_of};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
@@ -44,6 +46,7 @@ pub(super) struct Carrier {
     pub(super) store: Arc<SqliteStore>,
     pub(super) tiered: Arc<Tiered>,
     pub(super) node: Arc<SharedNode>,
+    pub(super) shared: Arc<Shared>,
     pub(super) inbox: Sender<Msg>,
     pub(super) jobs: Sender<Job>,
 }
@@ -126,7 +129,13 @@ impl Carrier {
             };
             let bytes = self.tiered.get(want).map_err(|error| error.to_string())?;
             let tell = tell.clone();
-            let done = move |result: Result<Bytes, String>| drop(tell.send(result.map(|_| ())));
+            let (shared, len) = (Arc::clone(&self.shared), bytes.len() as u64);
+            let done = move |result: Result<Bytes, String>| {
+                if result.is_ok() {
+                    shared.sent.fetch_add(len, Ordering::Relaxed);
+                }
+                let _ = tell.send(result.map(|_| ()));
+            };
             self.node.put(to, *block, bytes, deadline, Box::new(done));
         }
         for _ in blocks {

@@ -5,10 +5,12 @@
 
 mod carrier;
 mod profiles;
+mod room;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,26 +19,27 @@ use parking_lot::Mutex;
 
 use self::carrier::{Carrier, Job};
 use self::profiles::Profiles;
+use self::room::Room;
+use self::shared::Shared;
 use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
 use crate::folder::state::StateDir;
 use crate::keys::DeviceKey;
 use crate::node::partner::{self, Partner};
-use crate::replica::message::{Action, Answer, Event, Member, Report, Request, Retained, Unfreed};
+use crate::replica::message::{Action, Answer, Checked, Event, Member, Report, Request, Unfreed};
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
-use crate::store::{BlockStore, CheckedBlock, Health, Put, PutKind, ReplicaStore, SqliteStore, Tiered};
-use crate::volume::{Marked, Retention, Volume};
+use crate::store::{
+    BlockStore, CheckedBlock, Health, Put, PutKind, ReplicaStore, Share, SqliteStore, Tiered,
+};
+use crate::volume::Volume;
 
 /// How often what the volume stored is told to the machine, and the members are looked at.
 const STEP: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether everything is to be named.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// Blocks named in one event.
-const NAMED: usize = 1024;
 
 /// Threads that read blocks, prove and check.
 const CARRIERS: usize = 2;
@@ -52,6 +55,8 @@ pub(super) struct Own {
     pub(super) reserve: u64,
     pub(super) wanted: u8,
     pub(super) has_volume: bool,
+    /// Bytes of blocks kept here; zero: no bound.
+    pub(super) cache_size: u64,
 }
 
 /// How far a request to free space has come.
@@ -70,6 +75,10 @@ enum Msg {
     Heard([u8; 32], Request, partner::Answer),
     Profile(DeviceId, u64, String),
     Reachable(DeviceId, bool),
+    /// Tell the machine at once what the volume stored.
+    Look,
+    /// How far is the check of all holders?
+    Checked(Sender<Checked>),
     /// Free these blocks, and say what came of each.
     Free(Vec<BlockId>, Sender<Freed>),
     Stop,
@@ -83,18 +92,6 @@ pub(super) struct Replication {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What the volume's threads reach.
-#[derive(Default)]
-struct Shared {
-    /// Blocks that the volume stored since the machine was last told.
-    stored: Mutex<Vec<BlockId>>,
-    /// There is a host: without one nothing need be named.
-    hosts: AtomicBool,
-    /// Everything has to be named.
-    unnamed: AtomicBool,
-    ending: AtomicBool,
-}
-
 impl Replication {
     /// Starts the threads and lets the node tell them what members want.
     pub(super) fn start(
@@ -106,10 +103,7 @@ impl Replication {
     ) -> std::io::Result<Self> {
         let (inbox, messages) = unbounded();
         let (jobs, work) = unbounded();
-        let shared = Arc::new(Shared {
-            unnamed: AtomicBool::new(store.opened_unclean() || marked(store) == 0),
-            ..Shared::default()
-        });
+        let shared = Arc::new(Shared::new(store, own.wanted));
         let key = Arc::new(own.key);
         let mut threads = Vec::new();
         for n in 0..CARRIERS {
@@ -118,6 +112,7 @@ impl Replication {
                 store: Arc::clone(store),
                 tiered: Arc::clone(tiered),
                 node: Arc::clone(node),
+                shared: Arc::clone(&shared),
                 inbox: inbox.clone(),
                 jobs: jobs.clone(),
             };
@@ -144,7 +139,7 @@ impl Replication {
             started: Instant::now(),
             answers: HashMap::new(),
             frees: Vec::new(),
-            reachable: HashSet::new(),
+            room: Room::new(own.cache_size),
             told: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("dfs-replica".into());
@@ -173,15 +168,13 @@ impl Replication {
                 let mut due = Instant::now();
                 while !shared.ending.load(Ordering::Acquire) {
                     std::thread::sleep(LOOK);
-                    let wanted =
-                        shared.hosts.load(Ordering::Acquire) && shared.unnamed.load(Ordering::Acquire);
+                    let wanted = shared.is_naming_due();
                     let Some(volume) = volume.upgrade().filter(|_| wanted && due <= Instant::now()) else {
                         continue;
                     };
-                    shared.unnamed.store(false, Ordering::Release);
                     if let Err(error) = volume.name_all() {
                         tracing::info!(%error, "what is to be replicated is looked for again in a while");
-                        shared.unnamed.store(true, Ordering::Release);
+                        shared.name_again();
                         due = Instant::now() + AGAIN;
                     }
                 }
@@ -193,6 +186,7 @@ impl Replication {
     /// Frees blocks as far as that is safe, and waits for what comes of it, at most so long.
     pub(super) fn free(&self, blocks: Vec<BlockId>, at_most: Duration) -> Option<Freed> {
         let (tell, told) = bounded(1);
+        self.inbox.send(Msg::Look).ok()?;
         self.inbox.send(Msg::Free(blocks, tell)).ok()?;
         told.recv_timeout(at_most).ok()
     }
@@ -202,11 +196,59 @@ impl Replication {
         self.store.health().unwrap_or_default()
     }
 
-    /// Whether everything that the volume stored has been told to the machine.
+    /// Whether everything that the volume stored has been told to the machine, and it has done what there was to do at once.
     pub(super) fn is_settled(&self) -> bool {
-        let shared = &self.shared;
-        shared.stored.lock().is_empty()
-            && !(shared.hosts.load(Ordering::Acquire) && shared.unnamed.load(Ordering::Acquire))
+        self.shared.is_settled() && self.inbox.send(Msg::Look).is_ok() && self.checked().is_some()
+    }
+
+    /// Waits until the machine knows all that the volume needs, at most so long.
+    pub(super) fn settle(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        while !self.is_settled() && Instant::now() < until {
+            std::thread::sleep(LOOK / 4);
+        }
+    }
+
+    /// Has all that the holders here have checked from now on.
+    pub(super) fn verify(&self) {
+        let _ = self.inbox.send(Msg::Event(Event::Verify));
+    }
+
+    /// How far that is; `None` when the machine does not answer.
+    pub(super) fn checked(&self) -> Option<Checked> {
+        let (tell, told) = bounded(1);
+        self.inbox.send(Msg::Checked(tell)).ok()?;
+        told.recv_timeout(STEP * 30).ok()
+    }
+
+    /// What others hold for this device.
+    pub(super) fn stored_at(&self) -> Vec<Share> {
+        self.store.stored_at().unwrap_or_default()
+    }
+
+    /// What this device holds for others.
+    pub(super) fn held_for(&self) -> Vec<Share> {
+        self.store.held_for().unwrap_or_default()
+    }
+
+    /// Blocks and bytes for which something is to be done.
+    pub(super) fn queued(&self) -> (u64, u64) {
+        self.store.queued().unwrap_or_default()
+    }
+
+    /// Members that can be asked.
+    pub(super) fn reachable(&self) -> HashSet<DeviceId> {
+        self.shared.reachable.lock().clone()
+    }
+
+    /// Bytes a second that went to other members lately.
+    pub(super) fn bytes_per_sec(&self) -> u64 {
+        self.shared.rate.load(Ordering::Relaxed)
+    }
+
+    /// Distinct zones of hosts.
+    pub(super) fn possible(&self) -> u8 {
+        self.shared.possible()
     }
 
     /// Bytes that this device keeps for others.
@@ -224,53 +266,6 @@ impl Replication {
             }
         }
     }
-}
-
-fn marked(store: &SqliteStore) -> u64 {
-    store.number(crate::store::Number::Mark).unwrap_or(0)
-}
-
-impl Retention for Replication {
-    fn stored(&self, blocks: &[BlockId]) {
-        if self.shared.hosts.load(Ordering::Acquire) {
-            self.shared.stored.lock().extend_from_slice(blocks);
-        } else {
-            self.shared.unnamed.store(true, Ordering::Release);
-        }
-    }
-
-    fn begin(&self) {
-        let _ = self.inbox.send(Msg::Event(Event::BeginMark));
-    }
-
-    fn end(&self, named: &Marked) {
-        let all: Vec<BlockId> = named.iter().copied().collect();
-        for some in all.chunks(NAMED) {
-            let _ = self.inbox.send(Msg::Event(Event::Retain(self.retained(some))));
-        }
-        let _ = self.inbox.send(Msg::Event(Event::EndMark));
-    }
-}
-
-impl Replication {
-    fn retained(&self, blocks: &[BlockId]) -> Vec<Retained> {
-        retained(&self.store, blocks)
-    }
-}
-
-/// The blocks with what is known of them. The machine fills in how many replicas are wanted: see `Replicator::wanted`.
-fn retained(store: &SqliteStore, blocks: &[BlockId]) -> Vec<Retained> {
-    let known = |block: &BlockId| {
-        let here = store.length(block).ok().flatten();
-        let len = here.or_else(|| Some(store.kept(block).ok()??.len));
-        Retained {
-            block: *block,
-            len: len.unwrap_or_default(),
-            wanted: 0,
-            pinned: false,
-        }
-    };
-    blocks.iter().map(known).collect()
 }
 
 /// What the node tells.
@@ -326,7 +321,7 @@ struct Replicator {
     /// Where answers go, by who asked and the number of its request.
     answers: HashMap<(DeviceId, u64), ([u8; 32], partner::Answer)>,
     frees: Vec<Freeing>,
-    reachable: HashSet<DeviceId>,
+    room: Room,
     /// The members as the machine knows them.
     told: Vec<Member>,
 }
@@ -364,13 +359,18 @@ impl Replicator {
         let mut machine = Machine::start(store, self.setup.clone(), wall, now, u64::from_le_bytes(seed))?;
         let mut wake = 0;
         let mut step = Instant::now();
-        for device in self.reachable.clone() {
+        let reachable = self.shared.reachable.lock().clone();
+        for device in reachable {
             wake = self.tell(&mut machine, Event::Connected(device))?;
         }
         loop {
             if step <= Instant::now() {
                 step = Instant::now() + STEP;
+                self.shared.measure();
                 for event in self.news() {
+                    wake = self.tell(&mut machine, event)?;
+                }
+                if let Some(event) = self.make_room() {
                     wake = self.tell(&mut machine, event)?;
                 }
             }
@@ -384,6 +384,14 @@ impl Replicator {
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < tick => continue,
                 Err(RecvTimeoutError::Timeout) => Event::Tick,
+                Ok(Msg::Look) => {
+                    step = Instant::now();
+                    continue;
+                }
+                Ok(Msg::Checked(tell)) => {
+                    let _ = tell.send(machine.checked());
+                    continue;
+                }
                 Ok(Msg::Event(event)) => event,
                 Ok(Msg::Heard(public, request, answer)) => {
                     let from = device_of(&public);
@@ -398,13 +406,13 @@ impl Replicator {
                     continue;
                 }
                 Ok(Msg::Reachable(device, true)) => {
-                    self.reachable.insert(device);
+                    self.shared.reachable.lock().insert(device);
                     let profile = Job::Profile(device, self.setup.quota, self.setup.zone.to_string());
                     let _ = self.jobs.send(profile);
                     Event::Connected(device)
                 }
                 Ok(Msg::Reachable(device, false)) => {
-                    self.reachable.remove(&device);
+                    self.shared.reachable.lock().remove(&device);
                     self.answers.retain(|(from, _), _| *from != device);
                     Event::Disconnected(device)
                 }
@@ -427,7 +435,6 @@ impl Replicator {
 
     /// Tells the machine, and carries out what it says. Returns when to wake it.
     fn tell(&mut self, machine: &mut Machine, event: Event) -> Result<u64, crate::store::StoreError> {
-        let event = self.complete(event);
         let mut wake = 0;
         for action in machine.handle(event, self.now_ms())? {
             match action {
@@ -440,19 +447,6 @@ impl Replicator {
             }
         }
         Ok(wake)
-    }
-
-    /// How many replicas are wanted is the same for all blocks.
-    fn complete(&self, event: Event) -> Event {
-        match event {
-            Event::Retain(mut blocks) => {
-                for block in &mut blocks {
-                    block.wanted = self.setup.wanted;
-                }
-                Event::Retain(blocks)
-            }
-            other => other,
-        }
     }
 
     fn answer(&mut self, to: DeviceId, answer: Answer, challenge: Option<[u8; 32]>) {
@@ -482,7 +476,12 @@ impl Replicator {
                 let hosts = members
                     .iter()
                     .any(|member| member.device != own && member.quota > 0);
-                self.shared.hosts.store(hosts, Ordering::Release);
+                let zones: HashSet<&str> = members
+                    .iter()
+                    .filter(|member| member.quota > 0 && member.zone != self.setup.zone)
+                    .map(|member| &*member.zone)
+                    .collect();
+                self.shared.set_hosts(hosts, zones.len().min(255) as u8);
                 self.told.clone_from(&members);
                 events.push(Event::Roster(members));
             }
@@ -496,13 +495,7 @@ impl Replicator {
     }
 
     fn stored(&self) -> Vec<Event> {
-        let mut blocks = std::mem::take(&mut *self.shared.stored.lock());
-        blocks.sort_unstable();
-        blocks.dedup();
-        blocks
-            .chunks(NAMED)
-            .map(|some| Event::Retain(retained(&self.store, some)))
-            .collect()
+        self.shared.take_stored().into_iter().map(Event::Retain).collect()
     }
 
     fn freed(&mut self, block: &BlockId, why_not: Option<Unfreed>) {

@@ -49,7 +49,7 @@ impl World {
             .iter()
             .map(|(block, wanted)| self.as_retained(block, *wanted))
             .collect();
-        self.tell(at, Event::Retain(left));
+        self.tell(at, Event::Named(left));
         self.tell(at, Event::EndMark);
         self.collect(at);
     }

@@ -10,6 +10,7 @@ mod log;
 mod meta;
 mod readers;
 mod replica;
+mod report;
 mod schema;
 mod segments;
 mod tables;

@@ -255,19 +255,19 @@ impl Change<'_> {
     }
 }
 
-fn blob(block: &BlockId) -> &[u8] {
+pub(super) fn blob(block: &BlockId) -> &[u8] {
     &block.as_bytes()[..]
 }
 
-fn block_in(row: &Row<'_>, at: usize) -> rusqlite::Result<BlockId> {
+pub(super) fn block_in(row: &Row<'_>, at: usize) -> rusqlite::Result<BlockId> {
     row.get(at).map(BlockId)
 }
 
-fn device_in(row: &Row<'_>, at: usize) -> rusqlite::Result<DeviceId> {
+pub(super) fn device_in(row: &Row<'_>, at: usize) -> rusqlite::Result<DeviceId> {
     row.get(at).map(DeviceId)
 }
 
-fn secs_in(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
+pub(super) fn secs_in(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(at).map(|secs| secs as u64)
 }
 
@@ -320,7 +320,7 @@ fn rows(limit: usize) -> i64 {
 }
 
 impl SqliteStore {
-    fn select<T>(
+    pub(super) fn select<T>(
         &self,
         sql: &str,
         params: &[&dyn ToSql],
@@ -329,7 +329,7 @@ impl SqliteStore {
         self.read(|conn: &Connection| conn.prepare_cached(sql)?.query_map(params, row)?.collect())
     }
 
-    fn select_one<T>(
+    pub(super) fn select_one<T>(
         &self,
         sql: &str,
         params: &[&dyn ToSql],

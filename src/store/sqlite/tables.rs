@@ -210,7 +210,7 @@ impl Change<'_> {
     /// Records that a block was read since the last commit.
     pub(super) fn touch(&self, id: &BlockId) -> rusqlite::Result<()> {
         self.conn
-            .prepare_cached("UPDATE block SET used = ?2 WHERE id = ?1 AND dirty = 0")?
+            .prepare_cached("UPDATE block SET used = ?2 WHERE id = ?1")?
             .execute(params![&id.as_bytes()[..], self.meta.seq as i64])?;
         Ok(())
     }
