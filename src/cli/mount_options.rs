@@ -259,6 +259,7 @@ impl MountOptions {
         Options {
             timeout: self.timeout,
             cache_size: self.cache_size,
+            quota: None,
             fsync_replicas: self.fsync_replicas.unwrap_or(false),
             read_only: self.flags.read_only,
             no_network: self.offline,

@@ -24,7 +24,7 @@ pub struct FreeArgs {
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// Stop once so much is freed, such as 10GiB; what was not used for longest goes first.
-    #[arg(long, value_name = "SIZE", value_parser = parse_target)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     target: Option<u64>,
     /// Print JSON.
     #[arg(long)]
@@ -144,7 +144,8 @@ pub(super) fn show(replication: &Replication) {
     }
 }
 
-fn parse_target(text: &str) -> Result<u64, String> {
+/// A number of bytes on the command line.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| "expected a size such as 500MB or 10GiB".into())
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::background;
 use super::environment::Environment;
 use super::mount_options::MountOptions;
+use super::replicas::parse_bytes;
 use super::report::{Exit, Outcome, failed, from_daemon, log_filter, note};
 use super::{init, passphrase};
 use crate::control::Failure;
@@ -40,6 +41,9 @@ pub struct UpArgs {
 pub struct ServeArgs {
     /// The folder.
     folder: PathBuf,
+    /// Bytes kept here for other members, such as 50GB; over `quota` in dfs.toml.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    quota: Option<u64>,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -119,7 +123,11 @@ pub fn up(env: &Environment, args: UpArgs) -> Outcome {
 pub fn serve(env: &Environment, args: ServeArgs) -> Outcome {
     let folder = env.absolute(&args.folder);
     let what = format!("cannot serve {}", folder.display());
-    start(env, &what, folder, None, Options::default(), args.daemon)
+    let options = Options {
+        quota: args.quota,
+        ..Options::default()
+    };
+    start(env, &what, folder, None, options, args.daemon)
 }
 
 fn start(

@@ -15,6 +15,7 @@ use super::membership;
 use super::network::Networking;
 use super::replication::Replication;
 use super::run::Event;
+use super::scrub::Damaged;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
 use crate::base::work;
@@ -39,6 +40,7 @@ pub(super) struct Answers {
     located: Place,
     mountpoint: Option<PathBuf>,
     read_only: bool,
+    damaged: Damaged,
     events: Mutex<Sender<Event>>,
 }
 
@@ -53,6 +55,7 @@ impl Answers {
         assembly: &Assembly,
         located: &Located,
         mountpoint: Option<PathBuf>,
+        damaged: &Damaged,
         events: Sender<Event>,
     ) -> Self {
         Self {
@@ -71,16 +74,22 @@ impl Answers {
             },
             mountpoint,
             read_only: assembly.read_only(),
+            damaged: Arc::clone(damaged),
             events: Mutex::new(events),
         }
     }
 
-    fn status(&self) -> Result<Answer, Failure> {
+    /// How the daemon is, for whoever watches it; `None` when it cannot tell.
+    pub(super) fn look(&self) -> Option<Status> {
+        self.status().ok()
+    }
+
+    fn status(&self) -> Result<Status, Failure> {
         let stats = self
             .store
             .stats()
             .map_err(|e| Failure::new("cannot tell the state of the store", e, ""))?;
-        Ok(Answer::Status(Box::new(Status {
+        Ok(Status {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             started: self.started,
@@ -97,12 +106,20 @@ impl Answers {
             replication: self.replication.as_deref().map(care::health),
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
-            warnings: self
-                .network
-                .as_ref()
-                .map(|network| network.warnings())
-                .unwrap_or_default(),
-        })))
+            warnings: self.warnings(),
+        })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let network = self.network.as_ref();
+        let mut warnings = network.map(|network| network.warnings()).unwrap_or_default();
+        let damaged = self.damaged.lock().len();
+        if damaged > 0 {
+            warnings.push(format!(
+                "{damaged} blocks here are damaged, and no device that can be reached has them: `dfs verify --repair` tries again"
+            ));
+        }
+        warnings
     }
 
     fn network(&self, what: &str) -> Result<&Networking, Failure> {
@@ -157,7 +174,7 @@ impl Handler for Answers {
         report: &mut dyn FnMut(Progress) -> std::io::Result<()>,
     ) -> Result<Answer, Failure> {
         match request {
-            Request::Status => self.status(),
+            Request::Status => Ok(Answer::Status(Box::new(self.status()?))),
             Request::Peers => Ok(Answer::Peers {
                 peers: self.network("cannot list the members")?.peers()?,
             }),

@@ -27,6 +27,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Bytes of blocks kept here; zero: no bound.
     pub cache_size: Option<u64>,
+    /// Bytes kept for other members.
+    pub quota: Option<u64>,
     /// fsync waits for replicas too.
     pub fsync_replicas: bool,
     /// Nothing may be changed.
@@ -55,6 +57,7 @@ pub(super) struct Assembly {
     volume: Option<Arc<Volume>>,
     read_only: bool,
     timeout: Duration,
+    metrics: Option<SocketAddr>,
     closed: Mutex<bool>,
 }
 
@@ -99,6 +102,7 @@ impl Assembly {
             volume: None,
             read_only: false,
             timeout: config.network.timeout,
+            metrics: config.metrics.listen,
             closed: Mutex::new(false),
         };
         let read_only = read_only(assembly.identity.role, options);
@@ -161,6 +165,11 @@ impl Assembly {
     /// The network; none when it is off or could not be started.
     pub(super) fn network(&self) -> Option<&Arc<Networking>> {
         self.network.as_ref()
+    }
+
+    /// Where the page for Prometheus is.
+    pub(super) fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// How long an operation may wait for other computers.
@@ -308,6 +317,9 @@ fn merged(mut config: Config, options: &Options) -> Config {
     }
     if let Some(cache_size) = options.cache_size {
         config.store.cache_size = cache_size;
+    }
+    if options.quota.is_some() {
+        config.replication.quota = options.quota;
     }
     if let Some(listen) = &options.listen {
         config.network.listen.clone_from(listen);

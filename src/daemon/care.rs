@@ -269,7 +269,7 @@ pub(super) fn verify(
 }
 
 /// Replaces a damaged block by what others have.
-fn mend(store: &SqliteStore, tiered: &Tiered, block: BlockId) -> bool {
+pub(super) fn mend(store: &SqliteStore, tiered: &Tiered, block: BlockId) -> bool {
     let want = Want {
         id: block,
         root: None,

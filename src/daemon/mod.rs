@@ -13,6 +13,7 @@ mod join;
 mod keeper;
 mod logging;
 mod membership;
+mod metrics;
 mod network;
 mod offline;
 mod open;
@@ -20,6 +21,7 @@ mod plain_files;
 mod process;
 mod replication;
 mod run;
+mod scrub;
 mod show;
 mod watchdog;
 

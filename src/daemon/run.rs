@@ -10,7 +10,9 @@ use anyhow::Context;
 use super::answers::Answers;
 use super::assembly::{Assembly, Options};
 use super::logging::{self, LogRequest};
+use super::metrics::Metrics;
 use super::plain_files::PlainFiles;
+use super::scrub::{Damaged, Scrub};
 use super::watchdog::Watchdog;
 use super::{Located, PassphraseSource, Places, locate, open, process};
 use crate::base::VolumeId;
@@ -111,8 +113,20 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         _ => None,
     };
     let socket = socket_path(&request.places.runtime_dir, located.state.path());
-    let answers = Answers::new(&assembly, &located, mountpoint.clone(), events);
-    let server = match Server::start(&socket, Arc::new(answers)) {
+    let damaged = Damaged::default();
+    let scrub = Scrub::start(assembly.store(), assembly.tiered(), &damaged)
+        .inspect_err(|error| tracing::warn!(%error, "nobody reads the store now and then"));
+    let answers = Arc::new(Answers::new(
+        &assembly,
+        &located,
+        mountpoint.clone(),
+        &damaged,
+        events,
+    ));
+    let metrics = assembly
+        .metrics()
+        .and_then(|listen| start_metrics(listen, Arc::clone(&answers)));
+    let server = match Server::start(&socket, answers) {
         Ok(server) => Some(server),
         Err(e) => {
             tracing::warn!("{e}; commands will not reach this daemon");
@@ -146,6 +160,8 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     }
     drop(mount);
     drop(plain_files);
+    drop(metrics);
+    drop(scrub);
     let drained = assembly.close();
     drop(watchdog);
     let outcome = match (&drained, end.panicked) {
@@ -167,6 +183,13 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     tracing::info!("ended");
     drop(lock);
     outcome
+}
+
+/// A page that cannot be had keeps nobody from his files.
+fn start_metrics(listen: std::net::SocketAddr, answers: Arc<Answers>) -> Option<Metrics> {
+    Metrics::start(listen, Arc::new(move || answers.look()))
+        .inspect_err(|error| tracing::error!(%error, address = %listen, "no metrics; `listen` in [metrics] of dfs.toml names the address"))
+        .ok()
 }
 
 /// Takes the lock of the state directory. A daemon that answers and stays is refused at once, one that is on its way out is waited for.

@@ -39,6 +39,10 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # Seconds that a read waits for blocks that only others have.
 # timeout = 30
 
+[metrics]
+# Address of this computer at which Prometheus finds the page /metrics, such as "127.0.0.1:9464"; "off": nowhere.
+# listen = "off"
+
 [volume]
 # Memory for data not yet sealed.
 # write_budget = "64MiB"
@@ -87,6 +91,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `[network]`
     pub network: NetworkConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
     /// `[volume]`
     pub volume: VolumeConfig,
     /// `[replication]`
@@ -137,6 +143,15 @@ impl Default for NetworkConfig {
             timeout: Duration::from_secs(FETCH_TIMEOUT_SECS),
         }
     }
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where the page for Prometheus is; `None`: nowhere.
+    #[serde(deserialize_with = "metrics")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[volume]`
@@ -328,6 +343,17 @@ fn listen<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> 
         .ok_or_else(|| D::Error::custom(what))
 }
 
+fn metrics<'de, D: Deserializer<'de>>(d: D) -> Result<Option<SocketAddr>, D::Error> {
+    let what = "expected \"off\" or an address of this computer such as \"127.0.0.1:9464\": the page has no password";
+    let text = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let address: Option<SocketAddr> = text.parse().ok();
+    let local = address.filter(|address| address.ip().is_loopback());
+    local.map(Some).ok_or_else(|| D::Error::custom(what))
+}
+
 fn peers<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     let what = "expected at most 64 addresses such as \"host.example:8080\"";
     let texts = <Vec<String>>::deserialize(d).map_err(|_| D::Error::custom(what))?;
@@ -408,6 +434,10 @@ mod tests {
             (
                 "[network]\npeers = [\"x:0\"]",
                 ["line 2", "peers", "host.example"],
+            ),
+            (
+                "[metrics]\nlisten = \"0.0.0.0:9464\"",
+                ["line 2", "listen", "password"],
             ),
             ("[volume]\nsync_interval = 0", ["line 2", "sync_interval", "3600"]),
             ("[volume]\nlevel = 20", ["line 2", "level", "unknown field"]),

@@ -1,7 +1,10 @@
 //! Several computers: namespaces joined by a cable, each with a daemon of its own.
 
 mod care;
+mod five;
 mod hanging;
+mod hosts;
+mod kills;
 mod members;
 mod pair;
 mod replicas;

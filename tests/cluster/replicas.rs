@@ -24,7 +24,7 @@ fn member(volume: &mut TestVolume, a: &TestVolume, zone: &str, port: u16) {
     volume.mount();
 }
 
-fn in_zone(settings: &str, zone: &str) -> String {
+pub(super) fn in_zone(settings: &str, zone: &str) -> String {
     format!(
         "{}\n[replication]\nzone = \"{zone}\"\n",
         settings.replace("[replication]\n", "")

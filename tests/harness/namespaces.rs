@@ -1,4 +1,4 @@
-//! Two computers and the cable between them: network namespaces joined by a pair of virtual interfaces.
+//! Computers and what joins them: network namespaces on a cable, or on a switch.
 //!
 //! Names carry the test's process id and a counter, so that runs beside each other never meet.
 
@@ -76,6 +76,56 @@ impl Cable {
 impl Drop for Cable {
     fn drop(&mut self) {
         for name in &self.names {
+            Cmd::new("ip").args(["netns", "del", name]).run();
+        }
+    }
+}
+
+/// Any number of namespaces, 10.78.0.1 and on, each with an interface `eth0` to a common bridge.
+pub struct Switch {
+    hub: String,
+    names: Vec<String>,
+}
+
+impl Switch {
+    pub fn new(computers: usize) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = |part: &str| format!("dfs-test-{}-{number}-{part}", std::process::id());
+        let switch = Self {
+            hub: name("hub"),
+            names: (0..computers).map(|n| name(&n.to_string())).collect(),
+        };
+        let hub = &switch.hub;
+        Cmd::new("ip").args(["netns", "add", hub]).ok();
+        let ip = |namespace: &str, rest: &[&str]| Cmd::new("ip").args(["-n", namespace]).args(rest).ok();
+        ip(hub, &["link", "add", "bridge", "type", "bridge"]);
+        ip(hub, &["link", "set", "bridge", "up"]);
+        for (n, name) in switch.names.iter().enumerate() {
+            let (port, address) = (format!("port{n}"), format!("10.78.0.{}/24", n + 1));
+            Cmd::new("ip").args(["netns", "add", name]).ok();
+            ip(name, &["link", "set", "lo", "up"]);
+            ip(
+                name,
+                &[
+                    "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", hub,
+                ],
+            );
+            ip(name, &["address", "add", &address, "dev", "eth0"]);
+            ip(name, &["link", "set", "eth0", "up"]);
+            ip(hub, &["link", "set", &port, "master", "bridge", "up"]);
+        }
+        switch
+    }
+
+    /// The file that stands for the namespace of a computer.
+    pub fn path(&self, computer: usize) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.names[computer])
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        for name in self.names.iter().chain([&self.hub]) {
             Cmd::new("ip").args(["netns", "del", name]).run();
         }
     }

@@ -11,6 +11,21 @@ pub const HELD: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "| `user.dfs.replicas`, `user.dfs.pinned`",
+        &[
+            "a_directory_may_want_more_copies_or_fewer",
+            "what_is_pinned_stays_and_comes_back",
+        ],
+    ),
+    (
+        "| `user.dfs.state` |",
+        &["what_is_pinned_stays_and_comes_back", "where_content_is"],
+    ),
+    (
+        "| `fsync` with `-o fsync=replicas`",
+        &["fsync_waits_for_replicas_when_told_to"],
+    ),
+    (
         "The size of a file is that of the version",
         &[
             "a_remount_knows_the_sizes_without_reading_a_manifest",
