@@ -57,13 +57,8 @@ impl Machine {
                         self.checked.right += slices.len().saturating_sub(failed.len()) as u64;
                         self.checked.wrong += failed.len() as u64;
                     }
-                    if std::mem::take(&mut peer.walk_ends) {
-                        peer.hurried = false;
-                        if failed.is_empty() {
-                            peer.strikes = 0;
-                        }
-                    }
                 }
+                self.walked(&from, failed.is_empty());
                 self.audited(from, &failed)
             }
             (Answer::Busy { retry_ms, .. }, _) => {
@@ -232,11 +227,9 @@ impl Machine {
                 && let Some(slice) = slices.first()
             {
                 peer.withheld += 1;
-                if std::mem::take(&mut peer.walk_ends) {
-                    peer.hurried = false;
-                }
                 if peer.withheld >= WITHHELD_MAX {
                     peer.withheld = 0;
+                    peer.hurried = false;
                     // Which of its blocks are bad, or whether any is, nobody knows: they count until it is condemned.
                     self.failures(to, &[(slice.block, true)])?;
                 }

@@ -86,22 +86,19 @@ impl Machine {
                 found.append(&mut first);
             }
         }
-        // Spread, so that not all owners audit a holder at the same time.
-        let wait_ms = self.rules.audit_secs * 750 + self.random() % (self.rules.audit_secs * 500).max(1);
+        let wait_ms = self.audit_wait_ms();
         let done = found.len() < limit;
         let Some(peer) = self.peers.get_mut(&holder) else {
             return Ok(());
         };
         peer.next_audit_ms = self.now_ms
             + match walk {
-                Some(_) if !done && peer.hurried => 0,
-                Some(_) if !done => WALK_MS,
-                _ => wait_ms,
+                Some(_) if peer.hurried => 0,
+                Some(_) => WALK_MS,
+                None => wait_ms,
             };
-        if walk.is_some() {
-            peer.walk = if done { None } else { found.last().map(|r| r.block) };
-            peer.walk_ends = done;
-        }
+        // A part that is not answered is asked for again.
+        peer.walk_next = walk.map(|_| if done { None } else { found.last().map(|r| r.block) });
         let mut slices = Vec::with_capacity(found.len());
         for replica in found.iter().take(SLICES_MAX) {
             let len = self.store.kept(&replica.block)?.map_or(1, |kept| kept.len);
@@ -112,9 +109,7 @@ impl Machine {
             });
         }
         if slices.is_empty() {
-            if let Some(peer) = self.peers.get_mut(&holder) {
-                (peer.hurried, peer.walk_ends) = (false, false);
-            }
+            self.walked(&holder, true);
             return Ok(());
         }
         let seq = self.next_seq();
@@ -125,6 +120,28 @@ impl Machine {
         let blocks = slices.iter().map(|slice| slice.block).collect();
         self.ask(holder, seq, request, blocks, Purpose::Audit(slices));
         Ok(())
+    }
+
+    /// Takes note that a part of a check was answered; at its end a holder without failures is acquitted of earlier ones.
+    pub(super) fn walked(&mut self, holder: &DeviceId, all_right: bool) {
+        let wait_ms = self.audit_wait_ms();
+        let Some(peer) = self.peers.get_mut(holder) else {
+            return;
+        };
+        let Some(next) = peer.walk_next.take() else { return };
+        peer.walk = next;
+        if next.is_none() {
+            peer.hurried = false;
+            peer.next_audit_ms = self.now_ms + wait_ms;
+            if all_right {
+                peer.strikes = 0;
+            }
+        }
+    }
+
+    /// Until the next audit: spread, so that not all owners audit a holder at the same time.
+    fn audit_wait_ms(&mut self) -> u64 {
+        self.rules.audit_secs * 750 + self.random() % (self.rules.audit_secs * 500).max(1)
     }
 
     /// How many slices an audit takes so that every block comes round: ids are uniform, so the span of a few tells how many there are.
@@ -163,6 +180,8 @@ impl Machine {
                 self.settle_todo(&kept, &replicas, &mut changes);
             }
             broken.push((*block, *wrong));
+            // It believes that it has it: asked whether, it would say yes. What is sent again replaces what is damaged there.
+            self.note_absent(*block, holder);
         }
         self.store.apply(&changes, false)?;
         self.failures(holder, &broken)

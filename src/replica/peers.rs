@@ -35,12 +35,12 @@ pub(super) struct Peer {
     clock_at_ms: u64,
     pub(super) next_audit_ms: u64,
     pub(super) next_renewal_ms: u64,
-    /// How far the check of all its blocks has come that follows a failure.
+    /// How far the check of all its blocks has come that follows a failure, or that the user asked for.
     pub(super) walk: Option<BlockId>,
-    /// That check was asked for, and is not to take its time.
+    /// How far it will have come when the audit that is under way is answered; `None` within: to its end.
+    pub(super) walk_next: Option<Option<BlockId>>,
+    /// The user waits for that check.
     pub(super) hurried: bool,
-    /// The audit that waits for its answer is the last of that check.
-    pub(super) walk_ends: bool,
     pub(super) open: Open,
 }
 
@@ -78,8 +78,8 @@ impl Peer {
             next_audit_ms: 0,
             next_renewal_ms: 0,
             walk: None,
+            walk_next: None,
             hurried: false,
-            walk_ends: false,
             open: Open::default(),
         }
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::error::{Result, VolumeError};
+use super::error::{BlockError, Result, VolumeError};
 use super::import::entries;
 use super::open_file::choose;
 use super::pieces::Source;
@@ -44,8 +44,8 @@ pub struct Marked {
     index: HashMap<BlockId, Needs>,
     /// Of the file that is being looked at.
     needs: Needs,
-    /// Whether blocks that name others may be fetched.
-    wait: Wait,
+    /// Blocks that name others and are elsewhere, with their depth and what they need; `None`: there must not be any.
+    elsewhere: Option<Vec<(BlockId, u8, Needs)>>,
 }
 
 impl Marked {
@@ -55,16 +55,21 @@ impl Marked {
             data: HashMap::new(),
             index: HashMap::new(),
             needs,
-            wait: Wait::Never,
+            elsewhere: None,
         }
     }
 
-    /// As [`Marked::new`]; blocks that name others are fetched when they are elsewhere.
-    pub(super) fn fetching(needs: Needs) -> Self {
+    /// As [`Marked::new`], but blocks that name others may be elsewhere: they are collected, to be looked at later.
+    pub(super) fn as_far_as_here(needs: Needs) -> Self {
         Self {
-            wait: Wait::Bounded,
+            elsewhere: Some(Vec::new()),
             ..Self::new(needs)
         }
+    }
+
+    /// Whether what they name is not known because it is elsewhere.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.elsewhere.as_ref().is_some_and(|missing| !missing.is_empty())
     }
 
     /// Whether a block is needed.
@@ -296,21 +301,40 @@ impl Volume {
         if depth == 0 || depth > INDEX_DEPTH_MAX || !marked.add_index(id) {
             return Ok(());
         }
-        let unreadable = |reason: String| VolumeError::Damaged {
-            path: format!("index block {}", id.short()),
-            reason,
+        let needs = marked.needs;
+        let read = match (
+            self.blocks.read_once(id, None, Wait::Never),
+            &mut marked.elsewhere,
+        ) {
+            (Err(BlockError::WouldWait), Some(missing)) => {
+                missing.push((id, depth, needs));
+                return Ok(());
+            }
+            (read, _) => read,
         };
-        let plain = self
-            .blocks
-            .read_once(id, None, marked.wait)
-            .map_err(|error| unreadable(error.to_string()))?;
+        let plain = read.map_err(|error| unreadable(&id, &error))?;
+        self.mark_named(&id, depth, &plain, marked)
+    }
+
+    /// Looks at what was elsewhere, with nothing locked.
+    pub(super) fn mark_elsewhere(&self, marked: &mut Marked) -> Result<()> {
+        while let Some((id, depth, needs)) = marked.elsewhere.as_mut().and_then(Vec::pop) {
+            marked.needs = needs;
+            let read = self.blocks.read_once(id, None, Wait::Bounded);
+            let plain = read.map_err(|error| unreadable(&id, &error))?;
+            self.mark_named(&id, depth, &plain, marked)?;
+        }
+        Ok(())
+    }
+
+    fn mark_named(&self, id: &BlockId, depth: u8, plain: &[u8], marked: &mut Marked) -> Result<()> {
         if depth == 1 {
-            let extents = index::decode_extents(&plain).map_err(|error| unreadable(error.to_string()))?;
+            let extents = index::decode_extents(plain).map_err(|error| unreadable(id, &error))?;
             let blocks = extents.iter().filter_map(|extent| extent.block);
             blocks.for_each(|id| marked.add(id));
             return Ok(());
         }
-        let refs = index::decode_refs(&plain).map_err(|error| unreadable(error.to_string()))?;
+        let refs = index::decode_refs(plain).map_err(|error| unreadable(id, &error))?;
         refs.iter()
             .try_for_each(|entry| self.mark_index(entry.id, depth - 1, marked))
     }
@@ -351,6 +375,13 @@ impl Volume {
                 .collect();
             removed += self.blocks.remove_unused(&unmarked)?;
         }
+    }
+}
+
+fn unreadable(id: &BlockId, why: &dyn std::fmt::Display) -> VolumeError {
+    VolumeError::Damaged {
+        path: format!("index block {}", id.short()),
+        reason: why.to_string(),
     }
 }
 

@@ -21,6 +21,10 @@ const OPEN_AHEAD_BYTES: u64 = 4 << 20;
 const WINDOW_FIRST: u64 = 1 << 20;
 const WINDOW_MAX: u64 = 24 << 20;
 
+/// Bytes that are read in one go before more is brought: one read of a program, which the kernel cuts into several, is no sequence yet, and
+/// what is fetched beside the first block would delay it.
+const RUN_FIRST: u64 = 128 << 10;
+
 /// How far from the last read a read may begin and still count as sequential: the kernel reads ahead out of order.
 const SEEK_TOLERANCE: u64 = 4 << 20;
 
@@ -28,6 +32,8 @@ const SEEK_TOLERANCE: u64 = 4 << 20;
 #[derive(Debug, Default)]
 pub struct ReadAhead {
     next: u64,
+    /// Bytes read since the last jump.
+    run: u64,
     window: u64,
     /// Up to here everything was asked for already.
     fetched: u64,
@@ -42,6 +48,7 @@ impl ReadAhead {
         if !sequential {
             *self = Self {
                 next: end,
+                run: len,
                 window: 0,
                 fetched: end,
                 opened: end,
@@ -49,6 +56,10 @@ impl ReadAhead {
             return None;
         }
         self.next = self.next.max(end);
+        self.run += len;
+        if self.run <= RUN_FIRST {
+            return Some((end..end, end..end));
+        }
         self.window = (self.window * 2).clamp(WINDOW_FIRST, WINDOW_MAX);
         let open = self.opened.max(end)..(end + OPEN_AHEAD_BYTES.min(self.window)).max(end);
         // In steps of a quarter window, so that not every small read walks the list of pieces.
@@ -286,5 +297,9 @@ mod tests {
         assert_eq!(last, (64 << 17) + WINDOW_MAX);
         assert!(ahead.plan(1 << 40, 4096).is_none());
         assert!(ahead.plan(1 << 30, 4096).is_none());
+        // One read of 64 KiB, as the kernel may pass it on.
+        assert!(ahead.plan(1 << 32, 32 << 10).is_none());
+        let (open, fetch) = ahead.plan((1 << 32) + (32 << 10), 32 << 10).unwrap();
+        assert!(open.is_empty() && fetch.is_empty());
     }
 }

@@ -63,8 +63,9 @@ impl Volume {
     /// are fetched when they are elsewhere.
     pub fn blocks_below(&self, path: &std::path::Path) -> Result<HashMap<BlockId, Needs>> {
         self.sync_all()?;
-        let mut marked = Marked::fetching(self.default_needs());
+        let mut marked = Marked::as_far_as_here(self.default_needs());
         self.mark_path(path, &mut marked)?;
+        self.mark_elsewhere(&mut marked)?;
         Ok(marked.into_data())
     }
 }

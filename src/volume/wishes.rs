@@ -181,7 +181,7 @@ impl Volume {
 
     /// Where the content of a regular file is, by its inode.
     pub(super) fn whereabouts(&self, ino: u64) -> Result<Whereabouts> {
-        let mut marked = Marked::new(self.default_needs());
+        let mut marked = Marked::as_far_as_here(self.default_needs());
         let mut dirty = false;
         if let Some(file) = self.handles.open_file(ino) {
             dirty = file.state.lock().changed;
@@ -191,6 +191,8 @@ impl Volume {
             self.mark_at(&place.dir, &place.host, &mut marked)?;
         }
         let store = self.blocks.tiered().store();
+        // What an index block names that is elsewhere is counted as one.
+        let unknown = usize::from(marked.is_incomplete());
         let blocks: Vec<BlockId> = marked.into_data().into_keys().collect();
         let mut here = 0;
         for id in &blocks {
@@ -201,7 +203,7 @@ impl Volume {
             .retention()
             .is_some_and(|retention| !retention.has_replicas(&blocks));
         Ok(Whereabouts {
-            blocks: blocks.len(),
+            blocks: blocks.len() + unknown,
             here,
             dirty,
         })

@@ -195,3 +195,21 @@ fn what_no_file_needs_is_shown_and_removed() {
     assert_eq!(gc(&[])["bytes"], 0);
     assert_eq!(a.status()["store"]["blocks"], 0);
 }
+
+#[test]
+fn a_pin_brings_what_another_wrote() {
+    let (_cable, a, mut b, _c) = three();
+    // Long enough that its manifest names blocks which name those with content.
+    let film = noise(1, 40 << 20);
+    fs::write(a.at("film"), &film).unwrap();
+    sync(&a);
+    b.unmount();
+    fs::copy(a.host("film"), b.host("film")).unwrap();
+    b.mount();
+    let said = b.dfs(["pin"]).arg(b.at("film")).ok();
+    assert!(said.contains("brought here"), "{said}");
+    assert!(state(&b, "film").starts_with("local"), "{}", state(&b, "film"));
+    drop(a);
+    drop_caches();
+    assert!(fs::read(b.at("film")).unwrap() == film);
+}

@@ -99,7 +99,7 @@ fn two_are_lost(files: u64, patience: Duration) {
 
 #[test]
 fn of_five_computers_two_are_lost_and_then_a_third() {
-    two_are_lost(6, Duration::from_secs(120));
+    two_are_lost(16, Duration::from_secs(120));
 }
 
 #[test]

@@ -22,9 +22,8 @@ fn is_up(volume: &TestVolume) -> bool {
 fn a_host_takes_what_its_quota_allows_and_can_read_none_of_it() {
     let (cable, mut a) = first();
     a.unmount();
-    a.configure(&in_zone(
-        &format!("{ON_CABLE}\n[replication]\nreplicas = 1\n"),
-        "a",
+    a.configure(&format!(
+        "{ON_CABLE}\n[replication]\nreplicas = 1\nzone = \"a\"\n"
     ));
     a.mount();
     let mut b = second(&cable);

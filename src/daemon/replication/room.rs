@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, bounded};
 use super::{Freed, Freeing, Replicator};
 use crate::base::BlockId;
 use crate::replica::message::Event;
-use crate::store::BlockStore;
+use crate::store::{BlockStore, ReplicaStore};
 
 /// Blocks freed in one go.
 const AT_ONCE: usize = 2048;
@@ -64,7 +64,9 @@ impl Replicator {
         if bound == 0 || !self.room.is_idle() {
             return None;
         }
-        let held = self.store.stats().ok()?.bytes;
+        // What is kept for others is theirs.
+        let for_others = self.store.held_bytes().ok()?;
+        let held = self.store.stats().ok()?.bytes.saturating_sub(for_others);
         if held <= bound {
             return None;
         }

@@ -179,7 +179,14 @@ impl Writer {
             return 0;
         }
         let floor = (self.cache_size / 8).min(CACHED_FLOOR);
-        let over = (self.meta.bytes + incoming).saturating_sub(self.cache_size);
+        let mut over = (self.meta.bytes + incoming).saturating_sub(self.cache_size);
+        if over > 0 {
+            // What is kept for others is not this device's cache.
+            let held = self
+                .conn
+                .query_row("SELECT bytes FROM held", [], |row| row.get::<_, i64>(0));
+            over = over.saturating_sub(held.unwrap_or(0).max(0).unsigned_abs());
+        }
         over.min((cached + incoming).saturating_sub(floor))
     }
 
