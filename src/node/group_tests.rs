@@ -348,6 +348,10 @@ impl Partner for TestPartner {
         }
     }
 
+    fn holders(&self, _: &BlockId) -> Vec<DeviceId> {
+        Vec::new()
+    }
+
     fn reachable(&self, device: DeviceId, reachable: bool) {
         let _ = self.1.send((device, reachable));
     }

@@ -193,14 +193,20 @@ async fn converse(
                 Err(e) if e.is_violation() => return Ended::Violation(e.to_string()),
                 Err(_) => return Ended::Lost,
             };
+            let mut data = 0;
             if let Frame::Data { block, .. } = &frame {
-                admission.count(block.len() as u64, 0);
+                data = block.len() as u64;
+                admission.count(data, 0);
             }
             let received = client.lock().receive(frame);
             match received {
                 Ok((reply, send)) => {
                     outbox.put(send);
-                    let Some(reply) = reply else { continue };
+                    let Some(reply) = reply else {
+                        // A block that was not wanted any more.
+                        local.work.waste(data);
+                        continue;
+                    };
                     match Teller::take(local, reply).await {
                         Ok(asks) => {
                             let mut client = client.lock();

@@ -23,6 +23,7 @@ use super::fetch::LinkId;
 use super::members::Members;
 use super::partner::Partner;
 use super::peers::PeerInfo;
+use super::work::Work;
 
 /// Who this device is.
 pub struct Identity {
@@ -56,6 +57,8 @@ pub(super) struct Local {
     pub(super) desk: Option<Arc<Desk>>,
     /// Files that are to be announced and that the swarm actor has not seen yet.
     pub(super) announced: Mutex<VecDeque<RootId>>,
+    /// What was asked of others.
+    pub(super) work: Arc<Work>,
     /// The swarm actor.
     pub(super) actor: mpsc::Sender<Command>,
     /// The exchange.

@@ -33,17 +33,23 @@ mod peers;
 mod presences;
 pub mod raw;
 mod records;
+mod said;
 mod serve;
 mod server;
 mod start;
 mod state;
 mod swarm;
+mod tempo;
 mod warnings;
 mod wire;
+mod work;
 
 #[cfg(test)]
 #[path = "attack_tests.rs"]
 mod attacks;
+#[cfg(test)]
+#[path = "reading_tests.rs"]
+mod reading;
 #[cfg(test)]
 #[path = "roster_tests.rs"]
 mod rosters;
@@ -59,3 +65,4 @@ pub use members::{Keys, Member, Members};
 pub use peers::PeerInfo;
 pub use start::{Node, NodeParts, remembered_peers};
 pub use state::{MemoryState, NodeState, StateFile};
+pub use work::WorkDone;

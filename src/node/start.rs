@@ -31,6 +31,7 @@ use super::peers::{Book, PeerInfo};
 use super::records::Schedule;
 use super::state::{NodeState, StateFile};
 use super::swarm::Actor;
+use super::work::WorkDone;
 
 /// Commands that wait for the swarm actor.
 const COMMANDS: usize = 1024;
@@ -111,6 +112,7 @@ impl Node {
         let device = identity.device.id();
         let local = Arc::new(Local {
             announced: Mutex::default(),
+            work: Arc::default(),
             group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
             identity,
             members,
@@ -132,7 +134,7 @@ impl Node {
             behaviour::build(config, &local, keypair, &admissions)?
         };
         let swarm = runtime.block_on(listen(swarm, config))?;
-        runtime.spawn(Exchange::new(actor, desk).run(events));
+        runtime.spawn(Exchange::new(actor, desk, Arc::clone(&local.work)).run(events));
         let task = Actor::new(swarm, Arc::clone(&local), parts.state, admissions, book, schedule);
         let task = runtime.spawn(task.run(commands));
         Ok(Self {
@@ -180,6 +182,11 @@ impl Node {
     /// Addresses at which this device can be reached, in multiaddr form: confirmed ones first, then those it listens on, loopback last.
     pub fn addresses(&self) -> Result<Vec<String>, NodeError> {
         self.ask(Command::Addresses)
+    }
+
+    /// What was asked of others since the start.
+    pub fn work(&self) -> WorkDone {
+        self.local.work.done()
     }
 
     /// Brings a block to a connected device, which stores it for a while. `done` hears of it by `deadline`.
@@ -263,14 +270,20 @@ impl Drop for Node {
 
 impl Fetch for Node {
     fn start(&self, want: Want, deadline: Instant, done: FetchDone) {
-        let event = ToExchange::Want(want, deadline, done);
+        let partner = self.local.partner.get();
+        let event = ToExchange::Want {
+            holders: partner.map(|p| p.holders(&want.id)).unwrap_or_default(),
+            want,
+            deadline,
+            done,
+        };
         match self.local.exchange.try_send(event) {
             Ok(()) => {}
-            Err(TrySendError::Full(ToExchange::Want(want, _, done))) => {
+            Err(TrySendError::Full(ToExchange::Want { want, done, .. })) => {
                 let asked = "nobody: too many blocks are being fetched".into();
                 done(Err(FetchError::Unavailable { id: want.id, asked }));
             }
-            Err(TrySendError::Closed(ToExchange::Want(_, _, done))) => done(Err(FetchError::Closed)),
+            Err(TrySendError::Closed(ToExchange::Want { done, .. })) => done(Err(FetchError::Closed)),
             Err(_) => {}
         }
     }

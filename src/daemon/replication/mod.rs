@@ -302,6 +302,11 @@ impl Partner for Ears {
         let _ = self.jobs.send(Job::Hear(Box::new(from.clone()), body, answer));
     }
 
+    fn holders(&self, block: &BlockId) -> Vec<DeviceId> {
+        let replicas = self.store.replicas(block).unwrap_or_default();
+        replicas.into_iter().map(|replica| replica.holder).collect()
+    }
+
     fn reachable(&self, device: DeviceId, reachable: bool) {
         let _ = self.inbox.send(Msg::Reachable(device, reachable));
     }
