@@ -22,8 +22,16 @@ pub struct NodeConfig {
     pub hello_timeout: Duration,
     /// A connection that nothing uses is closed after this.
     pub idle_timeout: Duration,
+    /// A peer that takes nothing of what it is sent for this long is given up.
+    pub stall_timeout: Duration,
     /// Most connections at one time.
     pub connections_max: u32,
+    /// Bytes of blocks sent per second, over all connections beyond the local network; none: no limit.
+    pub upload: Option<u64>,
+    /// So of blocks received.
+    pub download: Option<u64>,
+    /// Whether the limits hold in the local network (private, link-local and loopback addresses), too.
+    pub limit_lan: bool,
 }
 
 impl Default for NodeConfig {
@@ -38,7 +46,11 @@ impl Default for NodeConfig {
             nat: true,
             hello_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(60),
             connections_max: 512,
+            upload: None,
+            download: None,
+            limit_lan: false,
         }
     }
 }

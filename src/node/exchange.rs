@@ -16,7 +16,8 @@ use crate::keys::invitation::InvitationId;
 use crate::store::{FetchDone, FetchError, Want};
 
 use super::client::{Ask, Reply};
-use super::fetch::{Action, Engine, Event, LinkId};
+use super::fetch::Engine;
+use super::fetch_events::{Action, Event, LinkId};
 use super::local::Command;
 use super::partner::{Done, Partner};
 use super::work::Work;

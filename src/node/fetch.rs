@@ -11,17 +11,20 @@ use std::time::{Duration, Instant};
 use crate::base::{BlockId, DeviceId, RootId};
 use crate::store::{CheckedBlock, FetchError, Want};
 
+use super::bans::{Bans, Terms};
 use super::client::{Ask, Reply};
+use super::fetch_events::{Action, Event, LinkId};
 use super::said::{Said, failure};
 use super::tempo::{Budget, Tempo};
-
-/// Names one block stream to a peer.
-pub(super) type LinkId = u64;
 
 /// A peer that has sent nothing for this long is late, and another one is asked as well, whatever the budget of hedging says.
 const LATE: Duration = Duration::from_secs(2);
 /// A peer that sent wrong bytes is not asked for this long.
-const BAN: Duration = Duration::from_secs(600);
+const WRONG: Terms = Terms {
+    first: Duration::from_secs(600),
+    longest: Duration::from_secs(24 * 3600),
+    forgive: Duration::from_secs(24 * 3600),
+};
 /// A file is looked up in the DHT at most this often.
 const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
 /// A peer that has not been measured for this long is tried again.
@@ -32,55 +35,6 @@ const HAVE_FANOUT: usize = 3;
 const ROOTS_MAX: usize = 1024;
 /// Blocks that may be wanted at once.
 const WANTS_MAX: usize = 4096;
-
-/// What happened.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// Someone wants a block.
-    Want {
-        /// Names who wants it.
-        waiter: u64,
-        /// The block.
-        want: Want,
-        /// Who has the block by what it said under a lease.
-        holders: Vec<DeviceId>,
-        /// When the waiter has to hear.
-        deadline: Instant,
-    },
-    /// A stream to a member is ready.
-    LinkUp {
-        /// The stream.
-        link: LinkId,
-        /// The member.
-        device: DeviceId,
-        /// Requests that may be open on it.
-        capacity: usize,
-    },
-    /// A stream ended.
-    LinkDown(LinkId),
-    /// A peer answered.
-    Reply(LinkId, Reply),
-    /// The DHT was asked for providers of a file; those found are counted in the prospects.
-    LookedUp(RootId),
-    /// How many members are known or being dialled, but not connected.
-    Prospects(usize),
-    /// Time passed.
-    #[cfg(test)]
-    Tick,
-}
-
-/// What to do.
-#[derive(Debug)]
-pub(super) enum Action {
-    /// Pass on to the stream.
-    Send(LinkId, Ask),
-    /// Tell the waiter.
-    Done(u64, Result<CheckedBlock, FetchError>),
-    /// Ask the DHT for providers of the file, then report `LookedUp`.
-    Lookup(RootId),
-    /// For the log: this peer sent wrong bytes.
-    Banned(DeviceId, BlockId),
-}
 
 #[derive(Debug)]
 struct Attempt {
@@ -141,18 +95,33 @@ impl Link {
 }
 
 /// The state: wants, links and what is known about them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Engine {
     wants: HashMap<BlockId, Wanted>,
     /// Wants that nobody is working on, oldest first.
     queue: VecDeque<BlockId>,
     links: BTreeMap<LinkId, Link>,
-    banned: HashMap<DeviceId, Instant>,
+    bans: Bans,
     holders: HashMap<RootId, BTreeSet<DeviceId>>,
     /// Files looked up: `None` while the DHT is being asked, else when it answered.
     lookups: HashMap<RootId, Option<Instant>>,
     prospects: usize,
     budget: Budget,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self {
+            wants: HashMap::new(),
+            queue: VecDeque::new(),
+            links: BTreeMap::new(),
+            bans: Bans::new(WRONG),
+            holders: HashMap::new(),
+            lookups: HashMap::new(),
+            prospects: 0,
+            budget: Budget::default(),
+        }
+    }
 }
 
 impl Engine {
@@ -291,7 +260,7 @@ impl Engine {
             }
             Reply::Wrong(id) => {
                 state.open.remove(&id);
-                self.banned.insert(device, now + BAN);
+                self.bans.strike(device, now);
                 actions.push(Action::Banned(device, id));
                 self.attempt_ended(link, id, device, Said::Wrong);
             }
@@ -416,7 +385,7 @@ impl Engine {
                 self.links.values().any(|l| {
                     l.device != *device
                         && l.has_room()
-                        && !self.banned.contains_key(&l.device)
+                        && !self.bans.is_banned(&l.device, now)
                         && !said.get(&l.device).is_some_and(Said::is_final)
                 })
             };
@@ -447,7 +416,6 @@ impl Engine {
 
     /// Gives the wants that nobody is working on to peers.
     fn pump(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.banned.retain(|_, until| *until > now);
         self.lookups
             .retain(|_, done| done.is_none_or(|at| at + LOOKUP_AGAIN > now));
         for link in self.links.values_mut() {
@@ -494,7 +462,7 @@ impl Engine {
         let mut waiting_for_room = false;
         for (link, state) in &self.links {
             let said = wanted.said.get(&state.device);
-            if self.banned.contains_key(&state.device) || said.is_some_and(Said::is_final) {
+            if self.bans.is_banned(&state.device, now) || said.is_some_and(Said::is_final) {
                 continue;
             }
             if !state.has_room() {

@@ -11,12 +11,14 @@
 pub mod address_record;
 mod admission;
 mod admit;
+mod bans;
 mod behaviour;
 mod client;
 mod config;
 mod dht;
 mod exchange;
 mod fetch;
+mod fetch_events;
 pub mod frame;
 mod gate;
 mod gated;
@@ -28,6 +30,7 @@ mod link;
 mod local;
 mod members;
 mod news;
+mod outbox;
 pub mod partner;
 mod peers;
 mod presences;
@@ -36,14 +39,19 @@ mod records;
 mod said;
 mod serve;
 mod server;
+mod slots;
 mod start;
 mod state;
 mod swarm;
 mod tempo;
+mod throttle;
 mod warnings;
 mod wire;
 mod work;
 
+#[cfg(test)]
+#[path = "abuse_tests.rs"]
+mod abuse;
 #[cfg(test)]
 #[path = "attack_tests.rs"]
 mod attacks;

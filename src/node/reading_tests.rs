@@ -16,7 +16,9 @@ fn a_file_that_several_hold_is_read_from_all_of_them_at_hardly_more_than_one_fra
     let ids: Vec<BlockId> = (0..200).map(|n| first.keep(n)).collect();
     let node_first = first.start();
     let second = Member::new(&group, Role::Writer).knowing(&node_first);
-    (0..200).for_each(|n| drop(second.keep(n)));
+    for n in 0..200 {
+        second.keep(n);
+    }
     let node_second = second.start();
     let mut reader = Member::new(&group, Role::Reader).knowing(&node_first);
     reader.config.known_peers.extend(node_second.addresses().unwrap());
@@ -27,8 +29,8 @@ fn a_file_that_several_hold_is_read_from_all_of_them_at_hardly_more_than_one_fra
         for part in 0..20 {
             let (node, ids) = (&node, &ids);
             scope.spawn(move || {
-                for n in part * 10..part * 10 + 10 {
-                    assert_eq!(fetch(node, ids[n], root, PATIENCE).unwrap(), block(n as u8));
+                for (n, id) in (0..).zip(ids).skip(part * 10).take(10) {
+                    assert_eq!(fetch(node, *id, root, PATIENCE).unwrap(), block(n));
                 }
             });
         }

@@ -12,8 +12,8 @@ use libp2p::Swarm;
 use libp2p::swarm::SwarmEvent;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc};
 
 use crate::base::clock::Clock;
 use crate::base::{BlockId, DeviceId, GroupId, RootId};
@@ -21,24 +21,25 @@ use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
 use super::admission::Admissions;
 use super::admit::{Admit, Desk};
+use super::bans::Bans;
 use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
 use super::exchange::{EVENTS, Exchange, ToExchange};
-use super::local::{Command, Identity, Local, keypair};
+use super::local::{ABUSE, Command, Identity, Local, keypair};
 use super::members::{Keys, Member, Members};
 use super::partner::{Done, Partner};
 use super::peers::{Book, PeerInfo};
 use super::records::Schedule;
+use super::slots::{self, Slots};
 use super::state::{NodeState, StateFile};
 use super::swarm::Actor;
+use super::throttle::Limits;
 use super::work::WorkDone;
 
 /// Commands that wait for the swarm actor.
 const COMMANDS: usize = 1024;
 /// Threads of the runtime: one moves bytes while the other checks them.
 const THREADS: usize = 2;
-/// Store operations that run for peers at one time.
-const STORE_SLOTS: usize = 16;
 /// How long the node may take to answer a question about itself.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long listening may take to begin.
@@ -101,7 +102,7 @@ impl Node {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .max_blocking_threads(STORE_SLOTS + 8)
+            .max_blocking_threads(slots::ALL + 8)
             .thread_name("dfs-node")
             .enable_all()
             .build()
@@ -118,8 +119,11 @@ impl Node {
             members,
             store: parts.store,
             clock: parts.clock,
-            store_slots: Arc::new(Semaphore::new(STORE_SLOTS)),
+            slots: Arc::new(Slots::new()),
+            limits: Limits::new(config.upload, config.download, config.limit_lan),
+            bans: Mutex::new(Bans::new(ABUSE)),
             hello_timeout: config.hello_timeout,
+            stall_timeout: config.stall_timeout,
             partner: OnceLock::new(),
             desk: desk.clone(),
             actor: actor.clone(),

@@ -293,6 +293,10 @@ impl Actor {
         let (Some(peer), device) = (peer_of(public), device_of(public)) else {
             return;
         };
+        if self.local.shut_out_for(&device).is_some() {
+            self.book.failed(device, Instant::now());
+            return;
+        }
         let addresses = addresses.iter().filter_map(|a| a.parse().ok()).collect();
         let opts = DialOpts::peer_id(peer)
             .addresses(addresses)
@@ -430,6 +434,11 @@ impl Actor {
             BehaviourEvent::Gate(GateEvent::Stream(opened)) => self.give_to_task(opened),
             BehaviourEvent::Gate(GateEvent::Refused { peer, remote, why }) => {
                 tracing::warn!(%peer, address = %remote, "refused a device: {why}");
+            }
+            BehaviourEvent::Gate(GateEvent::Abuse { peer, remote, why }) => {
+                if let Some(public) = public_of(&peer) {
+                    self.local.shut_out(device_of(&public), &remote, why);
+                }
             }
             BehaviourEvent::Kad(event) => self.on_kad(event).await,
             BehaviourEvent::Identify(

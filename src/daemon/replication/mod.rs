@@ -5,6 +5,7 @@
 
 mod carrier;
 mod profiles;
+mod unleased;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 
 use self::carrier::{Carrier, Job};
 use self::profiles::Profiles;
+use self::unleased::Unleased;
 use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
@@ -154,6 +156,7 @@ impl Replication {
             jobs,
             store: Arc::clone(store),
             quota: own.quota,
+            unleased: Mutex::new(Unleased::new(!own.has_volume)),
         };
         node.set_partner(Arc::new(listener));
         Ok(Self {
@@ -279,6 +282,7 @@ struct Ears {
     jobs: Sender<Job>,
     store: Arc<SqliteStore>,
     quota: u64,
+    unleased: Mutex<Unleased>,
 }
 
 impl Partner for Ears {
@@ -286,6 +290,14 @@ impl Partner for Ears {
         if self.quota == 0 {
             return Err("this device keeps nothing for others".into());
         }
+        if self.store.contains(block.id()).unwrap_or(false) {
+            // A lease is all that it lacks.
+            return Ok(());
+        }
+        let len = block.bytes().len() as u64;
+        self.unleased
+            .lock()
+            .admit(from, *block.id(), len, &*self.store, Instant::now())?;
         let put = Put {
             id: *block.id(),
             bytes: block.bytes().clone(),
