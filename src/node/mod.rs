@@ -36,6 +36,7 @@ mod peers;
 mod presences;
 pub mod raw;
 mod records;
+mod relays;
 mod said;
 mod serve;
 mod server;

@@ -139,7 +139,15 @@ impl Node {
         };
         let swarm = runtime.block_on(listen(swarm, config))?;
         runtime.spawn(Exchange::new(actor, desk, Arc::clone(&local.work)).run(events));
-        let task = Actor::new(swarm, Arc::clone(&local), parts.state, admissions, book, schedule);
+        let task = Actor::new(
+            swarm,
+            Arc::clone(&local),
+            parts.state,
+            admissions,
+            book,
+            schedule,
+            config.relay,
+        );
         let task = runtime.spawn(task.run(commands));
         Ok(Self {
             local,

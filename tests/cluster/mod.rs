@@ -3,6 +3,7 @@
 mod hanging;
 mod members;
 mod pair;
+mod reaching;
 mod replicas;
 mod speed;
 mod strangers;
