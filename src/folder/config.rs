@@ -38,6 +38,9 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # upnp = true
 # Seconds that a read waits for blocks that only others have.
 # timeout = 30
+# Bytes per second sent to and received from members beyond the local network, such as "2MB". 0: no limit.
+# upload = "0"
+# download = "0"
 
 [metrics]
 # Address of this computer at which Prometheus finds the page /metrics, such as "127.0.0.1:9464"; "off": nowhere.
@@ -127,6 +130,12 @@ pub struct NetworkConfig {
     /// How long a read waits for blocks that only others have.
     #[serde(deserialize_with = "timeout")]
     pub timeout: Duration,
+    /// Bytes of blocks sent per second beyond the local network; zero: no limit.
+    #[serde(deserialize_with = "rate")]
+    pub upload: u64,
+    /// So of blocks received.
+    #[serde(deserialize_with = "rate")]
+    pub download: u64,
 }
 
 impl Default for NetworkConfig {
@@ -141,6 +150,8 @@ impl Default for NetworkConfig {
             mdns: true,
             upnp: true,
             timeout: Duration::from_secs(FETCH_TIMEOUT_SECS),
+            upload: 0,
+            download: 0,
         }
     }
 }
@@ -275,6 +286,14 @@ fn cache_size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     })
 }
 
+fn rate<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let what = "expected bytes per second such as \"2MB\": 0 (no limit), or 16KiB to 1TiB";
+    size(d, 0, 1 << 40, what).and_then(|bytes| match bytes {
+        0 | 0x4000.. => Ok(bytes),
+        _ => Err(D::Error::custom(what)),
+    })
+}
+
 fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     size(
         d,
@@ -396,6 +415,21 @@ mod tests {
             Ok(Config::default()),
             "the shown values are the defaults"
         );
+    }
+
+    #[test]
+    fn limits_are_bytes_per_second() {
+        let limits = |text: &str| parse(&format!("[network]\n{text}\n")).map(|config| config.network);
+        let set = limits("upload = \"2MB\"\ndownload = 16384").unwrap();
+        assert_eq!((set.upload, set.download), (2_000_000, 16_384));
+        for wrong in [
+            "upload = \"fast\"",
+            "download = 1",
+            "upload = -1",
+            "upload = \"2TiB\"",
+        ] {
+            assert!(limits(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use libp2p::swarm::ConnectionId;
 use parking_lot::Mutex;
 
+use super::throttle::Lane;
+
 /// One connection.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
@@ -18,6 +20,8 @@ pub(super) struct Admission {
     ready: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// Blocks that wait to be sent to a reader on it.
+    pub(super) lane: Lane,
 }
 
 impl Admission {

@@ -199,7 +199,7 @@ fn attack(
     })
 }
 
-fn hello(certificate: Vec<u8>) -> Frame {
+pub(super) fn hello(certificate: Vec<u8>) -> Frame {
     Frame::Hello {
         version: VERSION,
         window: 1 << 20,
@@ -208,7 +208,7 @@ fn hello(certificate: Vec<u8>) -> Frame {
     }
 }
 
-fn frames(frames: &[Frame]) -> Vec<u8> {
+pub(super) fn frames(frames: &[Frame]) -> Vec<u8> {
     frames.iter().flat_map(|f| f.encode().0).collect()
 }
 
@@ -270,7 +270,7 @@ fn giants_floods_and_nonsense_cost_the_connection_and_nothing_else() {
                     .map(|request| Frame::Get { request, id })
                     .collect::<Vec<_>>(),
             ),
-            "does not read the answers",
+            "asks for more than it was granted",
         ),
         (
             4,

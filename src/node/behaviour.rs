@@ -148,10 +148,10 @@ fn behaviour(
         ping: Gated::new(ping::Behaviour::new(ping::Config::new()), admissions.clone()),
         mdns: mdns.into(),
         relay_client: Gated::new(client, admissions.clone()),
-        relay: gated(config.nat)
+        relay: gated(config.relay)
             .map(|a| Gated::new(relay::Behaviour::new(peer, relay_limits()), a))
             .into(),
-        dcutr: gated(config.nat)
+        dcutr: gated(config.relay)
             .map(|a| Gated::new(dcutr::Behaviour::new(peer), a))
             .into(),
         autonat: gated(config.nat)
@@ -200,6 +200,9 @@ fn relay_limits() -> relay::Config {
     relay::Config {
         max_circuit_bytes: 1 << 40,
         max_circuit_duration: Duration::from_secs(24 * 3600),
+        // Each of two members that cannot be reached may talk to many others through one relay.
+        max_circuits: 256,
+        max_circuits_per_peer: 64,
         ..relay::Config::default()
     }
 }

@@ -108,6 +108,11 @@ pub(super) struct Client {
     credit: u64,
     /// PUTs that wait for credit.
     waiting: VecDeque<(u32, BlockId, Bytes)>,
+    /// PUTs that were sent and not answered, and how many may be.
+    puts: usize,
+    puts_max: usize,
+    /// Bytes that were granted to the peer.
+    window: u32,
     /// Bytes received since credit was last granted.
     consumed: u32,
     /// How often our roster, our presence were shown and keys were asked for: as often they may be answered.
@@ -117,13 +122,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// The state after a handshake in which the peer granted `credit` bytes.
-    pub(super) fn new(credit: u32) -> Self {
+    /// The state after a handshake in which the peer granted `credit` bytes and so many `requests`, and was granted `window`.
+    pub(super) fn new(credit: u32, requests: u16, window: u32) -> Self {
         Self {
             next: 1,
             pending: HashMap::new(),
             credit: u64::from(credit),
             waiting: VecDeque::new(),
+            puts: 0,
+            // The rest is for questions and messages.
+            puts_max: usize::from(requests / 4).max(1),
+            window,
             consumed: 0,
             shown: 0,
             present: 0,
@@ -196,7 +205,7 @@ impl Client {
             Frame::Data { request, block } => {
                 // Credit is given back for what is dropped too: the peer spent it.
                 self.consumed = self.consumed.saturating_add(block.len() as u32);
-                if self.consumed >= WINDOW / 4 {
+                if self.consumed >= self.window / 4 {
                     send.push(Frame::Credit { bytes: self.consumed });
                     self.consumed = 0;
                 }
@@ -215,14 +224,20 @@ impl Client {
             Frame::Busy { request, retry_ms } => match self.take(request)? {
                 Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Busy(id, retry_ms)),
                 Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
-                Pending::Put { token } | Pending::Say { token } => {
+                Pending::Put { token } => {
+                    send = self.put_ended();
                     Some(Reply::NotDone(token, "the peer is busy".into()))
                 }
+                Pending::Say { token } => Some(Reply::NotDone(token, "the peer is busy".into())),
             },
             Frame::Error { request, text, .. } => match self.take(request)? {
                 Pending::Get { id, cancelled } => (!cancelled).then_some(Reply::Failed(id, text)),
                 Pending::Have(ids) => Some(Reply::Held(ids.into_iter().map(|id| (id, false)).collect())),
-                Pending::Put { token } | Pending::Say { token } => Some(Reply::NotDone(token, text)),
+                Pending::Put { token } => {
+                    send = self.put_ended();
+                    Some(Reply::NotDone(token, text))
+                }
+                Pending::Say { token } => Some(Reply::NotDone(token, text)),
             },
             Frame::Held { request, held } => match self.take(request)? {
                 Pending::Have(ids) if ids.len() == held.len() => {
@@ -231,7 +246,10 @@ impl Client {
                 _ => return Err(Violation("HELD does not fit what was asked")),
             },
             Frame::Stored { request } => match self.take(request)? {
-                Pending::Put { token } => Some(Reply::Done(token, Bytes::new())),
+                Pending::Put { token } => {
+                    send = self.put_ended();
+                    Some(Reply::Done(token, Bytes::new()))
+                }
                 _ => return Err(Violation("STORED for what was not put")),
             },
             Frame::Said { request, body } => match self.take(request)? {
@@ -302,14 +320,20 @@ impl Client {
         }
     }
 
+    fn put_ended(&mut self) -> Vec<Frame> {
+        self.puts = self.puts.saturating_sub(1);
+        self.release_puts()
+    }
+
     fn release_puts(&mut self) -> Vec<Frame> {
         let mut send = Vec::new();
         while let Some((_, _, block)) = self.waiting.front() {
             let len = block.len() as u64;
-            if len > self.credit {
+            if len > self.credit || self.puts >= self.puts_max {
                 break;
             }
             self.credit -= len;
+            self.puts += 1;
             if let Some((request, id, block)) = self.waiting.pop_front() {
                 send.push(Frame::Put { request, id, block });
             }
@@ -339,7 +363,7 @@ mod tests {
 
     #[test]
     fn answers_may_come_in_any_order_and_are_checked() {
-        let mut client = Client::new(0);
+        let mut client = Client::new(0, 8, WINDOW);
         let (a, b) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
         let (ia, ib) = (BlockId::of(&a), BlockId::of(&b));
         let (ra, rb) = (asked(&mut client, ia), asked(&mut client, ib));
@@ -357,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_request_is_silent_but_still_costs_credit() {
-        let mut client = Client::new(0);
+        let mut client = Client::new(0, 8, WINDOW);
         let block = Bytes::from(vec![1; WINDOW as usize / 4]);
         let id = BlockId::of(&block);
         let request = asked(&mut client, id);
@@ -370,7 +394,7 @@ mod tests {
 
     #[test]
     fn puts_wait_for_credit_in_order() {
-        let mut client = Client::new(10);
+        let mut client = Client::new(10, 12, WINDOW);
         let put = |token, len| Ask::Put {
             token,
             id: BlockId([0; 32]),
@@ -380,11 +404,16 @@ mod tests {
         assert_eq!(client.ask(put(2, 8)).len(), 0);
         assert_eq!(client.ask(put(3, 1)).len(), 0, "no overtaking");
         assert_eq!(client.receive(Frame::Credit { bytes: 8 }).unwrap().1.len(), 2);
+        // And for answers: three of twelve requests may be PUTs.
+        client.receive(Frame::Credit { bytes: 100 }).unwrap();
+        assert_eq!(client.ask(put(4, 8)).len(), 0);
+        let (reply, send) = client.receive(Frame::Stored { request: 1 }).unwrap();
+        assert_eq!((reply, send.len()), (Some(Reply::Done(1, Bytes::new())), 1));
     }
 
     #[test]
     fn what_was_not_asked_is_a_violation() {
-        let mut client = Client::new(0);
+        let mut client = Client::new(0, 8, WINDOW);
         let id = BlockId([0; 32]);
         assert!(client.receive(Frame::Missing { request: 1 }).is_err());
         assert!(client.receive(Frame::Get { request: 1, id }).is_err());

@@ -15,15 +15,25 @@ pub struct NodeConfig {
     pub known_peers: Vec<String>,
     /// Find members on the local network by multicast.
     pub mdns: bool,
-    /// Ask the router for a port (UPnP), find out whether this device can be reached (AutoNAT), relay for members that cannot be reached,
-    /// and get through NAT by their relay (DCUtR).
+    /// Ask the router for a port (UPnP), and find out whether this device can be reached (AutoNAT).
     pub nat: bool,
+    /// Be reached through other members where this device cannot be reached by itself, get from there to a direct connection (DCUtR), and
+    /// relay for members that cannot be reached.
+    pub relay: bool,
     /// How long a peer may take to show its certificate.
     pub hello_timeout: Duration,
     /// A connection that nothing uses is closed after this.
     pub idle_timeout: Duration,
+    /// A peer that takes nothing of what it is sent for this long is given up.
+    pub stall_timeout: Duration,
     /// Most connections at one time.
     pub connections_max: u32,
+    /// Bytes of blocks sent per second, over all connections beyond the local network; none: no limit.
+    pub upload: Option<u64>,
+    /// So of blocks received.
+    pub download: Option<u64>,
+    /// Whether the limits hold in the local network (private, link-local and loopback addresses), too.
+    pub limit_lan: bool,
 }
 
 impl Default for NodeConfig {
@@ -36,20 +46,26 @@ impl Default for NodeConfig {
             known_peers: Vec::new(),
             mdns: true,
             nat: true,
+            relay: true,
             hello_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(60),
             connections_max: 512,
+            upload: None,
+            download: None,
+            limit_lan: false,
         }
     }
 }
 
 impl NodeConfig {
-    /// For tests and for nodes that are told everything: one free port on the loopback address, no multicast, no router.
+    /// For tests and for nodes that are told everything: one free port on the loopback address, no multicast, no router, no relay.
     pub fn loopback() -> Self {
         Self {
             listen: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)],
             mdns: false,
             nat: false,
+            relay: false,
             ..Self::default()
         }
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::base::{BlockId, DeviceId, RootId};
 use crate::keys::Role;
@@ -15,17 +16,30 @@ use crate::keys::invitation::InvitationId;
 use crate::store::{FetchDone, FetchError, Want};
 
 use super::client::{Ask, Reply};
-use super::fetch::{Action, Engine, Event, LinkId};
+use super::fetch::Engine;
+use super::fetch_events::{Action, Event, LinkId};
 use super::local::Command;
 use super::partner::{Done, Partner};
+use super::work::Work;
 
 /// Events that wait for the exchange.
 pub(super) const EVENTS: usize = 8192;
+/// Events that are taken together, so that what is asked of a peer about several blocks is asked in one frame.
+const TOGETHER: usize = 256;
 
 /// What the exchange hears.
 pub(super) enum ToExchange {
     /// Fetch a block.
-    Want(Want, Instant, FetchDone),
+    Want {
+        /// The block.
+        want: Want,
+        /// Who has it by what it said under a lease.
+        holders: Vec<DeviceId>,
+        /// By when.
+        deadline: Instant,
+        /// Who wants it.
+        done: FetchDone,
+    },
     /// Place a block on a device.
     Put {
         /// The device.
@@ -107,6 +121,9 @@ pub(super) struct Exchange {
     errands: HashMap<u64, Errand>,
     partner: Option<Arc<dyn Partner>>,
     next: u64,
+    /// What the engine has not heard yet.
+    heard: Vec<Event>,
+    work: Arc<Work>,
     actor: mpsc::Sender<Command>,
     /// What an admin tells other admins when they connect.
     ledger: Option<Arc<super::admit::Desk>>,
@@ -114,7 +131,11 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// A new exchange.
-    pub(super) fn new(actor: mpsc::Sender<Command>, ledger: Option<Arc<super::admit::Desk>>) -> Self {
+    pub(super) fn new(
+        actor: mpsc::Sender<Command>,
+        ledger: Option<Arc<super::admit::Desk>>,
+        work: Arc<Work>,
+    ) -> Self {
         Self {
             engine: Engine::default(),
             links: BTreeMap::new(),
@@ -122,6 +143,8 @@ impl Exchange {
             errands: HashMap::new(),
             partner: None,
             next: 1,
+            heard: Vec::new(),
+            work,
             actor,
             ledger,
         }
@@ -142,27 +165,41 @@ impl Exchange {
                 biased;
                 event = events.recv() => event,
                 () = sleep => {
-                    self.drive(Event::Tick);
                     self.expire_errands();
+                    self.settle();
                     continue;
                 }
             };
-            match event {
-                None | Some(ToExchange::Shutdown) => break,
-                Some(event) => self.take(event),
+            let mut next = event;
+            for _ in 0..TOGETHER {
+                match next {
+                    None | Some(ToExchange::Shutdown) => return self.close(events),
+                    Some(event) => self.take(event),
+                }
+                match events.try_recv() {
+                    Ok(event) => next = Some(event),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return self.close(events),
+                }
             }
+            self.settle();
         }
-        self.close(events);
     }
 
     fn take(&mut self, event: ToExchange) {
         match event {
-            ToExchange::Want(want, deadline, done) => {
+            ToExchange::Want {
+                want,
+                holders,
+                deadline,
+                done,
+            } => {
                 let waiter = self.number();
                 self.waiters.insert(waiter, done);
-                self.drive(Event::Want {
+                self.heard.push(Event::Want {
                     waiter,
                     want,
+                    holders,
                     deadline,
                 });
             }
@@ -206,7 +243,7 @@ impl Exchange {
                     partner.reachable(device, true);
                 }
                 self.links.insert(link, Link { device, role, asks });
-                self.drive(Event::LinkUp {
+                self.heard.push(Event::LinkUp {
                     link,
                     device,
                     capacity,
@@ -223,13 +260,13 @@ impl Exchange {
                 for token in lost {
                     self.done(token, Err("the connection was lost".into()));
                 }
-                self.drive(Event::LinkDown(link));
+                self.heard.push(Event::LinkDown(link));
             }
             ToExchange::Reply(_, Reply::Done(token, body)) => self.done(token, Ok(body)),
             ToExchange::Reply(_, Reply::NotDone(token, why)) => self.done(token, Err(why)),
-            ToExchange::Reply(link, reply) => self.drive(Event::Reply(link, reply)),
-            ToExchange::LookedUp(root) => self.drive(Event::LookedUp(root)),
-            ToExchange::Prospects(count) => self.drive(Event::Prospects(count)),
+            ToExchange::Reply(link, reply) => self.heard.push(Event::Reply(link, reply)),
+            ToExchange::LookedUp(root) => self.heard.push(Event::LookedUp(root)),
+            ToExchange::Prospects(count) => self.heard.push(Event::Prospects(count)),
             ToExchange::Spent {
                 invitation,
                 expires,
@@ -252,12 +289,19 @@ impl Exchange {
         self.next
     }
 
-    fn drive(&mut self, event: Event) {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            for action in self.engine.handle(event, Instant::now()) {
+    /// Tells the engine what was heard, and carries out what it says.
+    fn settle(&mut self) {
+        let mut events = std::mem::take(&mut self.heard);
+        loop {
+            for action in self.engine.handle_all(events.drain(..), Instant::now()) {
                 match action {
                     Action::Send(link, ask) => {
+                        match &ask {
+                            Ask::Get(_) => self.work.get(),
+                            Ask::Have(_) => self.work.have(),
+                            Ask::Cancel(_) => self.work.cancel(),
+                            _ => {}
+                        }
                         let sent = self
                             .links
                             .get(&link)
@@ -283,6 +327,9 @@ impl Exchange {
                         "sent wrong bytes for block {id}; it is not asked again for a while"
                     ),
                 }
+            }
+            if events.is_empty() {
+                return;
             }
         }
     }
@@ -342,7 +389,7 @@ impl Exchange {
         events.close();
         while let Ok(event) = events.try_recv() {
             match event {
-                ToExchange::Want(_, _, done) => done(Err(FetchError::Closed)),
+                ToExchange::Want { done, .. } => done(Err(FetchError::Closed)),
                 ToExchange::Put { done, .. } | ToExchange::Say { done, .. } => {
                     done(Err("shutting down".into()))
                 }

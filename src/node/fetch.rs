@@ -1,8 +1,9 @@
 //! Which peer is asked for which block, as a state machine without I/O: `handle(event, now)` returns actions.
 //!
 //! Invariant: every waiter gets exactly one [`Action::Done`], by its deadline at the latest, as long as [`Engine::wakeup`] is heeded.
-//! Peers known to hold the file are asked first, the least loaded of them; otherwise the best guess gets GET and some others HAVE.
-//! A wrong answer bans the peer for a while, a late one lets another peer be asked as well. Carried out by `exchange`.
+//! Peers known to hold the block or its file are asked first, whoever is expected to answer soonest of them; otherwise the best guess gets
+//! GET and some others HAVE. A wrong answer bans the peer for a while; when one is slow, another is asked as well (`tempo`). Carried out
+//! by `exchange`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,17 +11,24 @@ use std::time::{Duration, Instant};
 use crate::base::{BlockId, DeviceId, RootId};
 use crate::store::{CheckedBlock, FetchError, Want};
 
+use super::bans::{Bans, Terms};
 use super::client::{Ask, Reply};
+use super::fetch_events::{Action, Event, LinkId};
+use super::said::{Said, failure};
+use super::tempo::{Budget, Tempo};
 
-/// Names one block stream to a peer.
-pub(super) type LinkId = u64;
-
-/// A peer that has sent nothing for this long is late, and another one is asked as well.
+/// A peer that has sent nothing for this long is late, and another one is asked as well, whatever the budget of hedging says.
 const LATE: Duration = Duration::from_secs(2);
 /// A peer that sent wrong bytes is not asked for this long.
-const BAN: Duration = Duration::from_secs(600);
+const WRONG: Terms = Terms {
+    first: Duration::from_secs(600),
+    longest: Duration::from_secs(24 * 3600),
+    forgive: Duration::from_secs(24 * 3600),
+};
 /// A file is looked up in the DHT at most this often.
 const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
+/// A peer that has not been measured for this long is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Peers that get HAVE while the best guess gets GET.
 const HAVE_FANOUT: usize = 3;
 /// Files whose holders are remembered.
@@ -28,74 +36,13 @@ const ROOTS_MAX: usize = 1024;
 /// Blocks that may be wanted at once.
 const WANTS_MAX: usize = 4096;
 
-/// What happened.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// Someone wants a block.
-    Want {
-        /// Names who wants it.
-        waiter: u64,
-        /// The block.
-        want: Want,
-        /// When the waiter has to hear.
-        deadline: Instant,
-    },
-    /// A stream to a member is ready.
-    LinkUp {
-        /// The stream.
-        link: LinkId,
-        /// The member.
-        device: DeviceId,
-        /// Requests that may be open on it.
-        capacity: usize,
-    },
-    /// A stream ended.
-    LinkDown(LinkId),
-    /// A peer answered.
-    Reply(LinkId, Reply),
-    /// The DHT was asked for providers of a file; those found are counted in the prospects.
-    LookedUp(RootId),
-    /// How many members are known or being dialled, but not connected.
-    Prospects(usize),
-    /// Time passed.
-    Tick,
-}
-
-/// What to do.
-#[derive(Debug)]
-pub(super) enum Action {
-    /// Pass on to the stream.
-    Send(LinkId, Ask),
-    /// Tell the waiter.
-    Done(u64, Result<CheckedBlock, FetchError>),
-    /// Ask the DHT for providers of the file, then report `LookedUp`.
-    Lookup(RootId),
-    /// For the log: this peer sent wrong bytes.
-    Banned(DeviceId, BlockId),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Said {
-    Asked,
-    Late,
-    Holds,
-    No,
-    Wrong,
-    Failed(String),
-    Gone,
-}
-
-impl Said {
-    /// Whether the peer need not be asked (again) for this block.
-    fn is_final(&self) -> bool {
-        !matches!(self, Self::Holds | Self::Gone)
-    }
-}
-
 #[derive(Debug)]
 struct Attempt {
     link: LinkId,
     since: Instant,
+    /// When it is slow for this peer; `None` when that was seen to.
+    slow: Option<Instant>,
+    /// Another peer is asked as well.
     late: bool,
 }
 
@@ -103,6 +50,7 @@ struct Attempt {
 struct Wanted {
     root: Option<RootId>,
     waiters: Vec<(u64, Instant)>,
+    holders: BTreeSet<DeviceId>,
     said: BTreeMap<DeviceId, Said>,
     attempts: Vec<Attempt>,
 }
@@ -111,35 +59,102 @@ struct Wanted {
 struct Link {
     device: DeviceId,
     capacity: usize,
-    open: BTreeSet<BlockId>,
+    open: BTreeMap<BlockId, Instant>,
+    /// When it last said anything.
     last_answer: Instant,
+    /// When it last answered a GET.
+    last_block: Option<Instant>,
+    tempo: Tempo,
     busy_until: Option<Instant>,
 }
 
+impl Link {
+    fn has_room(&self) -> bool {
+        self.busy_until.is_none() && self.open.len() < self.capacity
+    }
+
+    /// How long one more GET is expected to take. A peer that was not tried for a while is tried: it may have become faster.
+    fn expected(&self, now: Instant) -> Duration {
+        let stale = self.last_block.is_none_or(|at| at + TRY_AGAIN <= now);
+        match stale && self.open.is_empty() {
+            true => Duration::ZERO,
+            false => self.tempo.expected(self.open.len()),
+        }
+    }
+
+    /// A GET was answered, or outrun: then it would have taken longer still. Whether it was open.
+    fn answered(&mut self, id: &BlockId, now: Instant) -> bool {
+        let Some(asked) = self.open.remove(id) else {
+            return false;
+        };
+        let other = self.last_block.map(|at| now - at.min(now));
+        self.tempo.answered(now - asked.min(now), other);
+        self.last_block = Some(now);
+        true
+    }
+}
+
 /// The state: wants, links and what is known about them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Engine {
     wants: HashMap<BlockId, Wanted>,
     /// Wants that nobody is working on, oldest first.
     queue: VecDeque<BlockId>,
     links: BTreeMap<LinkId, Link>,
-    banned: HashMap<DeviceId, Instant>,
+    bans: Bans,
     holders: HashMap<RootId, BTreeSet<DeviceId>>,
     /// Files looked up: `None` while the DHT is being asked, else when it answered.
     lookups: HashMap<RootId, Option<Instant>>,
     prospects: usize,
+    budget: Budget,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self {
+            wants: HashMap::new(),
+            queue: VecDeque::new(),
+            links: BTreeMap::new(),
+            bans: Bans::new(WRONG),
+            holders: HashMap::new(),
+            lookups: HashMap::new(),
+            prospects: 0,
+            budget: Budget::default(),
+        }
+    }
 }
 
 impl Engine {
     /// Takes one event and returns what to do, in order.
+    #[cfg(test)]
     pub(super) fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        self.handle_all([event], now)
+    }
+
+    /// Takes events that came together, and returns what to do, in order: what is asked of a peer about several blocks is asked at once.
+    pub(super) fn handle_all(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        now: Instant,
+    ) -> Vec<Action> {
         let mut actions = Vec::new();
+        for event in events {
+            self.take(event, now, &mut actions);
+        }
+        self.expire(now, &mut actions);
+        self.find_slow(now);
+        self.pump(now, &mut actions);
+        actions
+    }
+
+    fn take(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
         match event {
             Event::Want {
                 waiter,
                 want,
+                holders,
                 deadline,
-            } => self.want(waiter, want, deadline, &mut actions),
+            } => self.want(waiter, want, holders, deadline, actions),
             Event::LinkUp {
                 link,
                 device,
@@ -150,35 +165,33 @@ impl Engine {
                     Link {
                         device,
                         capacity: capacity.max(1),
-                        open: BTreeSet::new(),
+                        open: BTreeMap::new(),
                         last_answer: now,
+                        last_block: None,
+                        tempo: Tempo::default(),
                         busy_until: None,
                     },
                 );
             }
             Event::LinkDown(link) => self.link_down(link),
-            Event::Reply(link, reply) => self.reply(link, reply, now, &mut actions),
+            Event::Reply(link, reply) => self.reply(link, reply, now, actions),
             Event::LookedUp(root) => {
                 self.lookups.insert(root, Some(now));
             }
             Event::Prospects(count) => self.prospects = count,
+            #[cfg(test)]
             Event::Tick => {}
         }
-        self.expire(now, &mut actions);
-        self.find_late(now);
-        self.pump(now, &mut actions);
-        actions
     }
 
     /// When `handle(Tick)` has to be called at the latest.
     pub(super) fn wakeup(&self) -> Option<Instant> {
         let wants = self.wants.values().flat_map(|w| {
-            let late = w
-                .attempts
-                .iter()
-                .filter(|a| !a.late)
-                .map(|a| self.silent_since(a) + LATE);
-            w.waiters.iter().map(|(_, deadline)| *deadline).chain(late)
+            let alone = w.attempts.iter().filter(|a| !a.late);
+            let late = alone.clone().map(|a| self.silent_since(a) + LATE);
+            let slow = alone.filter_map(|a| a.slow.filter(|_| self.budget.is_left()));
+            let deadlines = w.waiters.iter().map(|(_, deadline)| *deadline);
+            deadlines.chain(late).chain(slow)
         });
         let busy = self.links.values().filter_map(|l| l.busy_until);
         wants.chain(busy).min()
@@ -190,9 +203,17 @@ impl Engine {
             .map_or(attempt.since, |l| l.last_answer.max(attempt.since))
     }
 
-    fn want(&mut self, waiter: u64, want: Want, deadline: Instant, actions: &mut Vec<Action>) {
+    fn want(
+        &mut self,
+        waiter: u64,
+        want: Want,
+        holders: Vec<DeviceId>,
+        deadline: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         if let Some(wanted) = self.wants.get_mut(&want.id) {
             wanted.waiters.push((waiter, deadline));
+            wanted.holders.extend(holders);
             wanted.root = wanted.root.or(want.root);
             return;
         }
@@ -210,6 +231,7 @@ impl Engine {
             Wanted {
                 root: want.root,
                 waiters: vec![(waiter, deadline)],
+                holders: holders.into_iter().collect(),
                 said: BTreeMap::new(),
                 attempts: Vec::new(),
             },
@@ -220,7 +242,7 @@ impl Engine {
         let Some(gone) = self.links.remove(&link) else {
             return;
         };
-        for id in gone.open {
+        for id in gone.open.into_keys() {
             self.attempt_ended(link, id, gone.device, Said::Gone);
         }
     }
@@ -233,17 +255,17 @@ impl Engine {
         let device = state.device;
         match reply {
             Reply::Block(block) => {
-                state.open.remove(block.id());
-                self.deliver(&block, link, device, actions);
+                state.answered(block.id(), now);
+                self.deliver(&block, link, device, now, actions);
             }
             Reply::Wrong(id) => {
                 state.open.remove(&id);
-                self.banned.insert(device, now + BAN);
+                self.bans.strike(device, now);
                 actions.push(Action::Banned(device, id));
                 self.attempt_ended(link, id, device, Said::Wrong);
             }
             Reply::Missing(id) => {
-                state.open.remove(&id);
+                state.answered(&id, now);
                 self.attempt_ended(link, id, device, Said::No);
             }
             Reply::Busy(id, retry_ms) => {
@@ -265,6 +287,9 @@ impl Engine {
                         // A GET under way says more than this.
                         let said = if held { Said::Holds } else { Said::No };
                         wanted.said.entry(device).or_insert(said);
+                        if let Some(root) = wanted.root.filter(|_| held) {
+                            note_holder(&mut self.holders, root, device);
+                        }
                     }
                 }
             }
@@ -273,7 +298,14 @@ impl Engine {
         }
     }
 
-    fn deliver(&mut self, block: &CheckedBlock, link: LinkId, device: DeviceId, actions: &mut Vec<Action>) {
+    fn deliver(
+        &mut self,
+        block: &CheckedBlock,
+        link: LinkId,
+        device: DeviceId,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let id = *block.id();
         let Some(wanted) = self.wants.remove(&id) else {
             return;
@@ -281,16 +313,13 @@ impl Engine {
         self.queue.retain(|queued| *queued != id);
         for attempt in wanted.attempts.iter().filter(|a| a.link != link) {
             if let Some(other) = self.links.get_mut(&attempt.link)
-                && other.open.remove(&id)
+                && other.answered(&id, now)
             {
                 actions.push(Action::Send(attempt.link, Ask::Cancel(id)));
             }
         }
         if let Some(root) = wanted.root {
-            if self.holders.len() >= ROOTS_MAX && !self.holders.contains_key(&root) {
-                self.holders.clear();
-            }
-            self.holders.entry(root).or_default().insert(device);
+            note_holder(&mut self.holders, root, device);
         }
         for (waiter, _) in wanted.waiters {
             actions.push(Action::Done(waiter, Ok(block.clone())));
@@ -317,7 +346,7 @@ impl Engine {
             if wanted.waiters.iter().all(|(_, deadline)| *deadline > now) {
                 continue;
             }
-            let error = failure(*id, &wanted.said, "no answer in time");
+            let error = failure(*id, &wanted.said, &wanted.holders, "no answer in time");
             wanted.waiters.retain(|(waiter, deadline)| {
                 let waits = *deadline > now;
                 if !waits {
@@ -341,22 +370,39 @@ impl Engine {
         };
         for attempt in wanted.attempts {
             if let Some(link) = self.links.get_mut(&attempt.link)
-                && link.open.remove(&id)
+                && link.open.remove(&id).is_some()
             {
                 actions.push(Action::Send(attempt.link, Ask::Cancel(id)));
             }
         }
     }
 
-    /// Puts wants whose every peer is late back into the queue, so that others are asked as well.
-    fn find_late(&mut self, now: Instant) {
+    /// Puts wants whose every peer is late or slow back into the queue, so that others are asked as well.
+    fn find_slow(&mut self, now: Instant) {
         for (id, wanted) in &mut self.wants {
             let mut found = false;
+            let others = |said: &BTreeMap<DeviceId, Said>, device: &DeviceId| {
+                self.links.values().any(|l| {
+                    l.device != *device
+                        && l.has_room()
+                        && !self.bans.is_banned(&l.device, now)
+                        && !said.get(&l.device).is_some_and(Said::is_final)
+                })
+            };
             for attempt in wanted.attempts.iter_mut().filter(|a| !a.late) {
                 let Some(link) = self.links.get(&attempt.link) else {
                     continue;
                 };
-                if now >= link.last_answer.max(attempt.since) + LATE {
+                let late = now >= link.last_answer.max(attempt.since) + LATE;
+                let slow = attempt.slow.is_some_and(|at| at <= now) && self.budget.is_left();
+                if slow && !late {
+                    attempt.slow = None;
+                    // Asked of nobody, it would cost the budget and bring nothing.
+                    if !others(&wanted.said, &link.device) || !self.budget.spend() {
+                        continue;
+                    }
+                }
+                if late || slow {
                     attempt.late = true;
                     found = true;
                     wanted.said.insert(link.device, Said::Late);
@@ -370,7 +416,6 @@ impl Engine {
 
     /// Gives the wants that nobody is working on to peers.
     fn pump(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.banned.retain(|_, until| *until > now);
         self.lookups
             .retain(|_, done| done.is_none_or(|at| at + LOOKUP_AGAIN > now));
         for link in self.links.values_mut() {
@@ -384,7 +429,7 @@ impl Engine {
                 Assigned::Later => left.push_back(id),
                 Assigned::Never => {
                     if let Some(wanted) = self.wants.get_mut(&id) {
-                        let error = failure(id, &wanted.said, "no answer");
+                        let error = failure(id, &wanted.said, &wanted.holders, "no answer");
                         for (waiter, _) in std::mem::take(&mut wanted.waiters) {
                             actions.push(Action::Done(waiter, Err(error.clone())));
                         }
@@ -412,20 +457,23 @@ impl Engine {
             return Assigned::Yes;
         };
         let known = wanted.root.and_then(|root| self.holders.get(&root));
-        // Best first: known holders, then the least loaded.
-        let mut candidates: Vec<(bool, usize, LinkId, DeviceId)> = Vec::new();
+        // Best first: known holders, then whoever is expected to answer soonest.
+        let mut candidates: Vec<(bool, Duration, LinkId, DeviceId)> = Vec::new();
         let mut waiting_for_room = false;
         for (link, state) in &self.links {
             let said = wanted.said.get(&state.device);
-            if self.banned.contains_key(&state.device) || said.is_some_and(Said::is_final) {
+            if self.bans.is_banned(&state.device, now) || said.is_some_and(Said::is_final) {
                 continue;
             }
-            if state.busy_until.is_some() || state.open.len() >= state.capacity {
+            if !state.has_room() {
                 waiting_for_room = true;
                 continue;
             }
-            let unlikely = said != Some(&Said::Holds) && !known.is_some_and(|k| k.contains(&state.device));
-            candidates.push((unlikely, state.open.len(), *link, state.device));
+            let likely = said == Some(&Said::Holds)
+                || wanted.holders.contains(&state.device)
+                || known.is_some_and(|k| k.contains(&state.device));
+            let expected = state.expected(now);
+            candidates.push((!likely, expected, *link, state.device));
         }
         candidates.sort_unstable();
         let Some(&(unlikely, _, link, device)) = candidates.first() else {
@@ -435,12 +483,18 @@ impl Engine {
                 self.exhausted(id, actions)
             };
         };
+        let mut slow = None;
         if let Some(state) = self.links.get_mut(&link) {
-            state.open.insert(id);
+            slow = now.checked_add(state.tempo.patience(state.open.len()));
+            state.open.insert(id, now);
+        }
+        if wanted.attempts.is_empty() {
+            self.budget.earn();
         }
         wanted.attempts.push(Attempt {
             link,
             since: now,
+            slow,
             late: false,
         });
         wanted.said.insert(device, Said::Asked);
@@ -484,28 +538,11 @@ enum Assigned {
     Never,
 }
 
-fn failure(id: BlockId, said: &BTreeMap<DeviceId, Said>, silent: &str) -> FetchError {
-    if said.is_empty() {
-        return FetchError::Alone { id };
+fn note_holder(holders: &mut HashMap<RootId, BTreeSet<DeviceId>>, root: RootId, device: DeviceId) {
+    if holders.len() >= ROOTS_MAX && !holders.contains_key(&root) {
+        holders.clear();
     }
-    let asked: Vec<String> = said
-        .iter()
-        .map(|(device, said)| {
-            let what = match said {
-                Said::Asked | Said::Late => silent,
-                Said::Holds => "has it, but was not asked in time",
-                Said::No => "does not have it",
-                Said::Wrong => "sent wrong bytes",
-                Said::Failed(why) => why,
-                Said::Gone => "the connection was lost",
-            };
-            format!("{} ({what})", device.short())
-        })
-        .collect();
-    FetchError::Unavailable {
-        id,
-        asked: asked.join(", "),
-    }
+    holders.entry(root).or_default().insert(device);
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ fn want(waiter: u64, n: u8, now: Instant) -> Event {
             id: id(n),
             root: Some(RootId([1; 32])),
         },
+        holders: Vec::new(),
         deadline: now + Duration::from_secs(30),
     }
 }
@@ -98,9 +99,14 @@ fn wrong_bytes_ban_the_peer_and_another_is_asked() {
     );
     assert_eq!(gets(&actions), [2]);
     assert_eq!(gets(&engine.handle(want(2, 2, now), now)), [2], "banned");
-    let later = now + BAN;
+    let later = now + WRONG.first;
+    engine.handle(Event::Tick, later);
     engine.handle(Event::Reply(2, Reply::Missing(id(2))), later);
-    assert!(engine.banned.is_empty());
+    assert_eq!(
+        gets(&engine.handle(want(3, 3, later), later)),
+        [1],
+        "it has another chance"
+    );
 }
 
 #[test]
@@ -109,8 +115,15 @@ fn a_late_peer_gets_company_and_the_first_answer_wins() {
     engine.handle(up(1), now);
     engine.handle(up(2), now);
     engine.handle(want(1, 1, now), now);
-    assert_eq!(engine.wakeup(), Some(now + LATE));
-    assert_eq!(gets(&engine.handle(Event::Tick, now + LATE)), [2]);
+    // Nothing is known of it: ten milliseconds were expected.
+    let slow = now + Tempo::default().patience(0);
+    assert_eq!(engine.wakeup(), Some(slow));
+    assert!(
+        engine
+            .handle(Event::Tick, slow - Duration::from_millis(1))
+            .is_empty()
+    );
+    assert_eq!(gets(&engine.handle(Event::Tick, slow)), [2]);
     let actions = engine.handle(Event::Reply(1, Reply::Block(checked(block(1)))), now + LATE);
     assert!(
         actions
@@ -194,8 +207,173 @@ fn capacity_bounds_what_is_open_and_busy_waits() {
     );
     assert!(gets(&engine.handle(Event::Reply(1, Reply::Busy(id(1), 200)), now)).is_empty());
     let later = now + Duration::from_millis(200);
+    let slow = engine.wakeup().unwrap();
+    assert!(slow < later);
+    assert!(
+        engine.handle(Event::Tick, slow).is_empty(),
+        "there is nobody else to ask"
+    );
     assert_eq!(engine.wakeup(), Some(later));
     assert_eq!(gets(&engine.handle(Event::Tick, later)).len(), 1);
+}
+
+fn haves(actions: &[Action]) -> Vec<(u64, usize)> {
+    let told = actions.iter().filter_map(|a| match a {
+        Action::Send(link, Ask::Have(ids)) => Some((*link, ids.len())),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn many_wants_at_once_cost_one_have_per_peer_and_none_once_a_holder_is_known() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    (1..=3).for_each(|link| drop(engine.handle(up(link), now)));
+    let wants = |from: u8, to: u8| (from..to).map(move |n| want(u64::from(n), n, now));
+    let actions = engine.handle_all(wants(0, 100), now);
+    assert_eq!(gets(&actions).len(), 100, "each is asked of one peer");
+    let asked = haves(&actions);
+    assert_eq!(asked.len(), 3, "and of the others in one frame each: {asked:?}");
+    assert_eq!(asked.iter().map(|(_, ids)| ids).sum::<usize>(), 200);
+    // One of them has some of it.
+    let held: Vec<_> = (0..20).map(|n| (id(n), true)).collect();
+    engine.handle(Event::Reply(2, Reply::Held(held)), now);
+    let actions = engine.handle_all(wants(100, 120), now);
+    assert_eq!((gets(&actions), haves(&actions)), (vec![2; 20], vec![]));
+}
+
+#[test]
+fn who_keeps_a_block_under_a_lease_is_asked_before_all_others() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    (1..=9).for_each(|link| drop(engine.handle(up(link), now)));
+    let Event::Want {
+        waiter,
+        want,
+        deadline,
+        ..
+    } = want(1, 1, now)
+    else {
+        panic!()
+    };
+    let event = Event::Want {
+        waiter,
+        want,
+        holders: vec![device(7), device(77)],
+        deadline,
+    };
+    let actions = engine.handle(event, now);
+    assert_eq!((gets(&actions), haves(&actions)), (vec![7], vec![]));
+    for link in [7, 1, 2, 3, 4, 5, 6, 8] {
+        engine.handle(Event::Reply(link, Reply::Missing(id(1))), now);
+    }
+    engine.handle(Event::Reply(9, Reply::Missing(id(1))), now);
+    let done = results(engine.handle(Event::LookedUp(RootId([1; 32])), now));
+    let told = format!("{:?}", done[0].1);
+    assert!(
+        told.contains("4d4d4d4d (keeps it, but is not connected)"),
+        "{told}"
+    );
+}
+
+/// Reads `blocks` of one file one after the other from two peers that both have them, each of which answers after what `takes` says (in
+/// ms, by the peer and the block's number). Returns the times that the reads took, and how many GETs they cost.
+fn read_all(blocks: u64, takes: impl Fn(u64, u64) -> u64) -> (Vec<u64>, usize) {
+    let start = Instant::now();
+    let mut engine = Engine::default();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    engine.handle_all((0..2).map(up), start);
+    let (mut now, mut asked, mut times) = (0, 0, Vec::new());
+    let mut coming: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    for n in 0..blocks {
+        let begun = now;
+        let bytes = Bytes::from(n.to_le_bytes().to_vec());
+        let block_id = BlockId::of(&bytes);
+        let mut event = Some(Event::Want {
+            waiter: n,
+            want: Want {
+                id: block_id,
+                root: Some(RootId([1; 32])),
+            },
+            holders: vec![device(0), device(1)],
+            deadline: at(now + 60_000),
+        });
+        loop {
+            let mut done = false;
+            for action in engine.handle_all(event.take(), at(now)) {
+                match action {
+                    Action::Send(link, Ask::Get(_)) => {
+                        asked += 1;
+                        coming.insert((now + takes(link, n), link), n);
+                    }
+                    Action::Send(link, Ask::Cancel(_)) => coming.retain(|(_, from), _| *from != link),
+                    Action::Done(_, result) => done = result.is_ok(),
+                    _ => {}
+                }
+            }
+            if done {
+                break;
+            }
+            let wake = engine
+                .wakeup()
+                .map_or(u64::MAX, |w| (w - start).as_millis() as u64 + 1);
+            match coming.first_key_value().map(|(key, _)| *key) {
+                Some((when, link)) if when <= wake => {
+                    coming.remove(&(when, link));
+                    now = now.max(when);
+                    let reply = Reply::Block(checked(bytes.clone()));
+                    event = Some(Event::Reply(link, reply));
+                }
+                _ => now = now.max(wake),
+            }
+        }
+        times.push(now - begun);
+    }
+    times.sort_unstable();
+    (times, asked)
+}
+
+#[test]
+fn a_peer_that_hesitates_now_and_then_is_hedged_at_little_cost() {
+    // Every fortieth block takes a second at the first peer that is asked for it.
+    let asked_before = std::cell::Cell::new(u64::MAX);
+    let (times, gets) = read_all(1000, |_, n| match n % 40 == 39 && asked_before.replace(n) != n {
+        true => 1000,
+        false => 10,
+    });
+    assert!(gets <= 1050, "one request in twenty may be sent twice: {gets}");
+    assert!(times[999] < 200, "none waits for it: {} ms", times[999]);
+    assert_eq!(times[900], 10);
+}
+
+#[test]
+fn peers_that_are_merely_slow_are_not_hedged() {
+    for pace in [5, 100, 700] {
+        let (_, gets) = read_all(300, |_, n| pace + n % 7);
+        assert!(
+            gets <= 300 + 4,
+            "{gets} at {pace} ms: only until the pace is known"
+        );
+    }
+}
+
+#[test]
+fn the_faster_of_two_peers_gets_the_more() {
+    let slow_asked = std::cell::Cell::new(0);
+    let (times, gets) = read_all(3000, |link, _| match link {
+        0 => {
+            slow_asked.set(slow_asked.get() + 1);
+            100
+        }
+        _ => 10,
+    });
+    assert!(gets <= 3010, "{gets}");
+    // Thirty seconds.
+    assert!(
+        (2..=6).contains(&slow_asked.get()),
+        "but it is tried again: {}",
+        slow_asked.get()
+    );
+    assert_eq!((times[2990], times[2999] <= 100), (10, true));
 }
 
 /// How a simulated peer treats a request.

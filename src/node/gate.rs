@@ -31,6 +31,8 @@ use super::admission::{Admission, Admissions};
 
 /// Streams that a peer may have open to us on one connection.
 const INBOUND_MAX: usize = 3;
+/// Streams beyond that, each dropped, after which the connection is.
+const EXCESS_MAX: u32 = 16;
 /// How long the negotiation of a stream may take.
 const NEGOTIATION: Duration = Duration::from_secs(10);
 
@@ -103,12 +105,22 @@ pub(super) enum GateEvent {
         /// Why, for the log.
         why: String,
     },
+    /// The peer does what none may do; the connection is being closed.
+    Abuse {
+        /// The peer.
+        peer: PeerId,
+        /// Its address.
+        remote: Multiaddr,
+        /// What, for the log.
+        why: &'static str,
+    },
 }
 
 impl std::fmt::Debug for GateEvent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Stream(opened) => f.debug_tuple("Stream").field(&opened.protocol).finish(),
+            Self::Abuse { why, .. } => f.debug_tuple("Abuse").field(why).finish(),
             Self::Refused { why, .. } => f.debug_tuple("Refused").field(why).finish(),
         }
     }
@@ -171,8 +183,16 @@ impl Gate {
             impatient: false,
             admission: self.admissions.of(connection),
             slots: Arc::new(()),
+            excess: 0,
             events: VecDeque::new(),
         })
+    }
+
+    fn close(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.push(ToSwarm::CloseConnection {
+            peer_id: peer,
+            connection: libp2p::swarm::CloseConnection::One(connection),
+        });
     }
 
     fn forget(&mut self, connection: ConnectionId) {
@@ -251,10 +271,11 @@ impl NetworkBehaviour for Gate {
             }
             FromHandler::Failed(why) => {
                 self.push(ToSwarm::GenerateEvent(GateEvent::Refused { peer, remote, why }));
-                self.push(ToSwarm::CloseConnection {
-                    peer_id: peer,
-                    connection: libp2p::swarm::CloseConnection::One(connection),
-                });
+                self.close(peer, connection);
+            }
+            FromHandler::Abuse(why) => {
+                self.push(ToSwarm::GenerateEvent(GateEvent::Abuse { peer, remote, why }));
+                self.close(peer, connection);
             }
         }
     }
@@ -287,6 +308,8 @@ pub(super) enum FromHandler {
     },
     /// There will be none, or no certificate came.
     Failed(String),
+    /// The peer opens streams without end.
+    Abuse(&'static str),
 }
 
 impl std::fmt::Debug for FromHandler {
@@ -294,6 +317,7 @@ impl std::fmt::Debug for FromHandler {
         f.write_str(match self {
             Self::Stream { .. } => "Stream",
             Self::Failed(_) => "Failed",
+            Self::Abuse(_) => "Abuse",
         })
     }
 }
@@ -309,6 +333,8 @@ pub(super) struct GateHandler {
     impatient: bool,
     admission: Arc<Admission>,
     slots: Arc<()>,
+    /// Streams that the peer opened beyond those it may.
+    excess: u32,
     events: VecDeque<FromHandler>,
 }
 
@@ -363,6 +389,11 @@ impl ConnectionHandler for GateHandler {
             }) => {
                 if Arc::strong_count(&self.slots) > INBOUND_MAX {
                     tracing::debug!("a peer opened more streams than it may; one was dropped");
+                    self.excess += 1;
+                    if self.excess == EXCESS_MAX {
+                        let why = "it opens more streams than it may, again and again";
+                        self.events.push_back(FromHandler::Abuse(why));
+                    }
                     return;
                 }
                 self.events.push_back(FromHandler::Stream {

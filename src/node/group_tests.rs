@@ -325,7 +325,10 @@ fn another_group_and_an_expired_certificate_get_nothing_and_the_log_says_so() {
 }
 
 /// Keeps what it is given, and answers every message with who sent it and what it said.
-struct TestPartner(Arc<dyn BlockStore>, std::sync::mpsc::Sender<(DeviceId, bool)>);
+pub(super) struct TestPartner(
+    pub(super) Arc<dyn BlockStore>,
+    pub(super) std::sync::mpsc::Sender<(DeviceId, bool)>,
+);
 
 impl Partner for TestPartner {
     fn keep(&self, _: DeviceId, block: CheckedBlock) -> Result<(), String> {
@@ -346,6 +349,10 @@ impl Partner for TestPartner {
         if body != "silence" {
             answer([from.role.to_string().as_bytes(), b" says ", &body].concat());
         }
+    }
+
+    fn holders(&self, _: &BlockId) -> Vec<DeviceId> {
+        Vec::new()
     }
 
     fn reachable(&self, device: DeviceId, reachable: bool) {

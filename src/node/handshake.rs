@@ -10,10 +10,9 @@ use crate::base::DeviceId;
 use crate::keys::Certificate;
 use crate::keys::certificate::Membership;
 
-use super::client::WINDOW;
 use super::frame::{Code, Frame, VERSION};
 use super::local::{Local, device_of, public_of};
-use super::server::{PUT_WINDOW, REQUESTS_MAX};
+use super::server::REQUESTS_MAX;
 use super::wire::{WireError, read_frame, write_frame};
 
 /// Why the handshake failed.
@@ -48,13 +47,18 @@ pub(super) struct Peer {
     pub(super) requests: u16,
 }
 
-/// The part of the side that opened the stream.
-pub(super) async fn open<S>(stream: &mut S, local: &Local, peer: &PeerId) -> Result<Peer, Refusal>
+/// The part of the side that opened the stream, which grants `window` bytes.
+pub(super) async fn open<S>(
+    stream: &mut S,
+    local: &Local,
+    peer: &PeerId,
+    window: u32,
+) -> Result<Peer, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let talk = async {
-        write_frame(stream, &hello(local, WINDOW))
+        write_frame(stream, &hello(local, window))
             .await
             .map_err(WireError::Io)?;
         stream.flush().await.map_err(WireError::Io)?;
@@ -68,8 +72,13 @@ where
         .unwrap_or(Err(Refusal::Silent))
 }
 
-/// The part of the side that accepted the stream. Tells the peer when it is refused.
-pub(super) async fn accept<S>(stream: &mut S, local: &Local, peer: &PeerId) -> Result<Peer, Refusal>
+/// The part of the side that accepted the stream, which grants `window` bytes. Tells the peer when it is refused.
+pub(super) async fn accept<S>(
+    stream: &mut S,
+    local: &Local,
+    peer: &PeerId,
+    window: u32,
+) -> Result<Peer, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -77,7 +86,7 @@ where
         let frame = read_frame(stream).await?;
         let checked = check(frame, local, peer);
         let answer = match &checked {
-            Ok(_) => hello(local, PUT_WINDOW),
+            Ok(_) => hello(local, window),
             Err(refusal) => Frame::Error {
                 request: 0,
                 code: Code::NotAMember,
@@ -126,6 +135,12 @@ fn check(frame: Frame, local: &Local, peer: &PeerId) -> Result<Peer, Refusal> {
         .verify_for(&public, &local.identity.group_public, local.clock.now())
         .map_err(|e| Refusal::Theirs(e.to_string()))?;
     let member = local.members.judge(shown).map_err(Refusal::Theirs)?;
+    if let Some(left) = local.shut_out_for(&device_of(&public)) {
+        let secs = left.as_secs() + 1;
+        return Err(Refusal::Theirs(format!(
+            "broke the protocol, and is shut out for {secs} more seconds"
+        )));
+    }
     Ok(Peer {
         device: device_of(&public),
         member,

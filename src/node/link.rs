@@ -3,25 +3,26 @@
 //! Invariant: whatever ends the stream, the exchange hears of it, and a peer that broke the protocol loses the connection, with a line
 //! in the log. Blocks are checked here, beside the swarm actor.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use futures::AsyncReadExt;
 use futures::io::BufReader;
-use futures::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
+
+use crate::base::limits::BLOCK_MAX;
 
 use super::admission::Admission;
-use super::client::{Ask, Client, Reply};
+use super::client::{Ask, Client, Reply, WINDOW};
 use super::exchange::ToExchange;
 use super::frame::Frame;
 use super::gate::Opened;
 use super::handshake::{self, Refusal};
 use super::local::{Command, Local};
 use super::news::Teller;
-use super::wire::{read_frame, write_frame};
+use super::outbox::{Ended, Outbox};
+use super::wire::read_frame;
 
 /// Requests that wait to be written to one stream.
 pub(super) const ASKS: usize = 512;
@@ -29,11 +30,6 @@ pub(super) const ASKS: usize = 512;
 const CAPACITY: usize = 64;
 /// Small frames are read through a buffer of this many bytes; blocks go past it.
 pub(super) const READ_BUFFER: usize = 8 << 10;
-/// A peer that takes nothing for this long is given up.
-pub(super) const STALL: Duration = Duration::from_secs(60);
-
-/// Frames that may wait to be written to a peer; all but a few of them are answers to what it asked.
-const OUTBOX_MAX: usize = 4096;
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
@@ -47,7 +43,9 @@ pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
         remote,
         ..
     } = *opened;
-    let member = match handshake::open(&mut stream, &local, &peer).await {
+    let limited = local.limits.apply_to(&remote);
+    let window = local.limits.window(WINDOW, limited, BLOCK_MAX);
+    let member = match handshake::open(&mut stream, &local, &peer, window).await {
         Ok(member) => member,
         Err(refusal) => {
             log_refusal(&refusal, &peer, &remote);
@@ -87,12 +85,11 @@ pub(super) async fn run(opened: Box<Opened>, local: Arc<Local>) {
             return;
         }
     }
-    let client = Client::new(member.window);
+    let client = Client::new(member.window, member.requests, window);
+    let outbox = Outbox::new(limited, local.stall_timeout);
     let teller = Teller::new(&local, &member);
-    let ended = converse(stream, client, link, asked, teller, &local, &admission).await;
-    if let Err(Ended::Violation(why)) = ended {
-        tracing::warn!(device = %device.short(), address = %remote, "closing the connection: {why}");
-    }
+    let ended = converse(stream, client, &outbox, link, asked, teller, &local, &admission).await;
+    ended.note(&local, device, &remote);
     let unlinked = Command::Unlinked {
         link,
         peer,
@@ -112,80 +109,23 @@ pub(super) fn log_refusal(refusal: &Refusal, peer: &libp2p::PeerId, remote: &lib
     }
 }
 
-/// Why a conversation ended.
-pub(super) enum Ended {
-    /// The stream broke, or the node is shutting down.
-    Lost,
-    /// The peer broke the protocol.
-    Violation(String),
-}
-
-/// Frames that wait to be written, with a bell.
-#[derive(Default)]
-pub(super) struct Outbox {
-    frames: Mutex<VecDeque<Frame>>,
-    bell: Notify,
-}
-
-impl Outbox {
-    /// Adds frames in order.
-    pub(super) fn put(&self, frames: impl IntoIterator<Item = Frame>) {
-        let mut queue = self.frames.lock();
-        let before = queue.len();
-        queue.extend(frames);
-        if queue.len() > before {
-            self.bell.notify_one();
-        }
-    }
-
-    /// Whether the peer does not read what it gets.
-    pub(super) fn is_full(&self) -> bool {
-        self.frames.lock().len() > OUTBOX_MAX
-    }
-
-    /// Writes what is there and flushes; then waits for the bell. Says after each frame what was `written`.
-    pub(super) async fn write_to<W: AsyncWrite + Unpin>(
-        &self,
-        stream: &mut W,
-        admission: &Admission,
-        written: impl Fn(&Frame),
-    ) -> Ended {
-        loop {
-            let mut wrote = false;
-            loop {
-                let Some(frame) = self.frames.lock().pop_front() else {
-                    break;
-                };
-                wrote = true;
-                match tokio::time::timeout(STALL, write_frame(stream, &frame)).await {
-                    Ok(Ok(bytes)) => {
-                        admission.count(0, bytes);
-                        written(&frame);
-                    }
-                    _ => return Ended::Lost,
-                }
-            }
-            if wrote && !matches!(tokio::time::timeout(STALL, stream.flush()).await, Ok(Ok(()))) {
-                return Ended::Lost;
-            }
-            self.bell.notified().await;
-        }
-    }
-}
-
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of one task, which live no longer than it"
+)]
 async fn converse(
     stream: libp2p::Stream,
     client: Client,
+    outbox: &Outbox,
     link: u64,
     mut asked: mpsc::Receiver<Ask>,
     mut teller: Teller,
     local: &Arc<Local>,
     admission: &Admission,
-) -> Result<(), Ended> {
+) -> Ended {
     let (read, mut write) = stream.split();
     let mut read = BufReader::with_capacity(READ_BUFFER, read);
     let client = Mutex::new(client);
-    let outbox = Outbox::default();
     let reader = async {
         loop {
             let frame = match read_frame(&mut read).await {
@@ -193,18 +133,24 @@ async fn converse(
                 Err(e) if e.is_violation() => return Ended::Violation(e.to_string()),
                 Err(_) => return Ended::Lost,
             };
+            let mut data = 0;
             if let Frame::Data { block, .. } = &frame {
-                admission.count(block.len() as u64, 0);
+                data = block.len() as u64;
+                admission.count(data, 0);
             }
             let received = client.lock().receive(frame);
             match received {
                 Ok((reply, send)) => {
-                    outbox.put(send);
-                    let Some(reply) = reply else { continue };
+                    outbox.put(send, admission);
+                    let Some(reply) = reply else {
+                        // A block that was not wanted any more.
+                        local.work.waste(data);
+                        continue;
+                    };
                     match Teller::take(local, reply).await {
                         Ok(asks) => {
                             let mut client = client.lock();
-                            outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)));
+                            outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)), admission);
                         }
                         Err(Ok(reply)) => {
                             if !report(link, reply, local).await {
@@ -221,7 +167,7 @@ async fn converse(
     let asker = async {
         while let Some(ask) = asked.recv().await {
             let frames = client.lock().ask(ask);
-            outbox.put(frames);
+            outbox.put(frames, admission);
         }
         Ended::Lost
     };
@@ -230,19 +176,19 @@ async fn converse(
             match teller.next().await {
                 Ok(asks) => {
                     let mut client = client.lock();
-                    outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)));
+                    outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)), admission);
                 }
-                Err(why) => return Ended::Violation(why),
+                Err(why) => return Ended::Dismissed(why),
             }
         }
     };
-    let ended = tokio::select! {
+    tokio::select! {
         ended = reader => ended,
         ended = asker => ended,
         ended = tells => ended,
-        ended = outbox.write_to(&mut write, admission, |_| ()) => ended,
-    };
-    Err(ended)
+        ended = outbox.grant(&local.limits) => ended,
+        ended = outbox.write_to(&mut write, admission, &local.limits, |_| ()) => ended,
+    }
 }
 
 async fn report(link: u64, reply: Reply, local: &Local) -> bool {

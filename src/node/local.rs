@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use libp2p::identity::{Keypair, PublicKey, ed25519};
 use libp2p::swarm::ConnectionId;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::base::clock::Clock;
 use crate::base::{DeviceId, GroupId, RootId};
@@ -18,11 +18,15 @@ use crate::store::BlockStore;
 
 use super::NodeError;
 use super::admit::Desk;
+use super::bans::{Bans, Terms};
 use super::exchange::ToExchange;
-use super::fetch::LinkId;
+use super::fetch_events::LinkId;
 use super::members::Members;
 use super::partner::Partner;
 use super::peers::PeerInfo;
+use super::slots::Slots;
+use super::throttle::Limits;
+use super::work::Work;
 
 /// Who this device is.
 pub struct Identity {
@@ -46,20 +50,52 @@ pub(super) struct Local {
     pub(super) store: Arc<dyn BlockStore>,
     /// What time it is.
     pub(super) clock: Arc<dyn Clock>,
-    /// Bounds the store operations that run for peers at one time.
-    pub(super) store_slots: Arc<Semaphore>,
+    /// Who may use the store for others, and when.
+    pub(super) slots: Arc<Slots>,
+    /// How fast blocks come and go.
+    pub(super) limits: Limits,
+    /// Who is shut out for a while.
+    pub(super) bans: Mutex<Bans>,
     /// How long a handshake may take.
     pub(super) hello_timeout: Duration,
+    /// How long a peer may take nothing of what it is sent.
+    pub(super) stall_timeout: Duration,
     /// Who keeps blocks for others, once it is known.
     pub(super) partner: OnceLock<Arc<dyn Partner>>,
     /// Where devices with tickets are admitted, on an admin's device.
     pub(super) desk: Option<Arc<Desk>>,
     /// Files that are to be announced and that the swarm actor has not seen yet.
     pub(super) announced: Mutex<VecDeque<RootId>>,
+    /// What was asked of others.
+    pub(super) work: Arc<Work>,
     /// The swarm actor.
     pub(super) actor: mpsc::Sender<Command>,
     /// The exchange.
     pub(super) exchange: mpsc::Sender<ToExchange>,
+}
+
+/// Bans of those who break the protocol or abuse it: short at first, since it may be an honest fault that a restart ends.
+pub(super) const ABUSE: Terms = Terms {
+    first: Duration::from_secs(5),
+    longest: Duration::from_secs(6 * 3600),
+    forgive: Duration::from_secs(3600),
+};
+
+impl Local {
+    /// The device broke the protocol: it is shut out for a while. Says so in the log.
+    pub(super) fn shut_out(&self, device: DeviceId, remote: &libp2p::Multiaddr, why: &str) {
+        let length = self.bans.lock().strike(device, Instant::now());
+        tracing::warn!(
+            device = %device.short(),
+            address = %remote,
+            "closing the connection: {why}; it is shut out for {} s", length.as_secs()
+        );
+    }
+
+    /// For how much longer the device is shut out.
+    pub(super) fn shut_out_for(&self, device: &DeviceId) -> Option<Duration> {
+        self.bans.lock().left(device, Instant::now())
+    }
 }
 
 /// What the swarm actor is asked to do.

@@ -215,6 +215,15 @@ impl Members {
         }
     }
 
+    /// Public keys of all who belong, as far as the roster has them.
+    pub(super) fn publics(&self) -> Vec<[u8; 32]> {
+        let inner = self.inner.lock();
+        let members = inner.roster.members();
+        members
+            .map(|(_, entry)| entry.certificate.membership().device)
+            .collect()
+    }
+
     /// Whether the device was removed.
     pub(super) fn is_removed(&self, device: &DeviceId) -> bool {
         matches!(self.inner.lock().roster.standing(device), Standing::Removed(_))

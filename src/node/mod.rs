@@ -11,12 +11,14 @@
 pub mod address_record;
 mod admission;
 mod admit;
+mod bans;
 mod behaviour;
 mod client;
 mod config;
 mod dht;
 mod exchange;
 mod fetch;
+mod fetch_events;
 pub mod frame;
 mod gate;
 mod gated;
@@ -28,22 +30,35 @@ mod link;
 mod local;
 mod members;
 mod news;
+mod outbox;
 pub mod partner;
 mod peers;
 mod presences;
 pub mod raw;
 mod records;
+mod relays;
+mod said;
 mod serve;
 mod server;
+mod slots;
 mod start;
 mod state;
 mod swarm;
+mod tempo;
+mod throttle;
 mod warnings;
 mod wire;
+mod work;
 
+#[cfg(test)]
+#[path = "abuse_tests.rs"]
+mod abuse;
 #[cfg(test)]
 #[path = "attack_tests.rs"]
 mod attacks;
+#[cfg(test)]
+#[path = "reading_tests.rs"]
+mod reading;
 #[cfg(test)]
 #[path = "roster_tests.rs"]
 mod rosters;
@@ -59,3 +74,4 @@ pub use members::{Keys, Member, Members};
 pub use peers::PeerInfo;
 pub use start::{Node, NodeParts, remembered_peers};
 pub use state::{MemoryState, NodeState, StateFile};
+pub use work::WorkDone;

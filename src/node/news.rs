@@ -165,20 +165,32 @@ impl Watch {
 
 /// Bounds what a peer may tell.
 pub(super) struct Pace {
+    burst: f64,
+    rate: f64,
     left: f64,
     at: Instant,
 }
 
 impl Pace {
-    /// A full allowance.
-    pub(super) fn new(now: Instant) -> Self {
-        Self { left: BURST, at: now }
+    /// The allowance for telling of the group.
+    pub(super) fn of_news(now: Instant) -> Self {
+        Self::new(BURST, RATE, now)
+    }
+
+    /// A full allowance: so many at once, and per second on average.
+    pub(super) fn new(burst: f64, rate: f64, now: Instant) -> Self {
+        Self {
+            burst,
+            rate,
+            left: burst,
+            at: now,
+        }
     }
 
     /// Whether one more frame is within bounds.
     pub(super) fn allows(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * RATE).min(BURST) - 1.0;
+        self.left = (self.left + passed * self.rate).min(self.burst) - 1.0;
         self.at = now;
         self.left >= 0.0
     }
@@ -219,10 +231,10 @@ mod tests {
     #[test]
     fn a_flood_is_out_of_bounds_and_an_honest_rate_never_is() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::of_news(start);
         assert!((0..BURST as u32).all(|_| pace.allows(start)));
         assert!(!pace.allows(start));
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::of_news(start);
         // One digest for each settled change, for an hour.
         assert!((0..36_000).all(|n| pace.allows(start + SETTLE * n)));
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::base::DeviceId;
+use crate::base::{BlockId, DeviceId};
 use crate::keys::certificate::Membership;
 use crate::store::CheckedBlock;
 
@@ -19,6 +19,9 @@ pub trait Partner: Send + Sync + 'static {
 
     /// A member, whose certificate was checked, says something. Must not wait.
     fn hear(&self, from: &Membership, body: Bytes, answer: Answer);
+
+    /// Members that have the block by what they said under a lease. May read from the disk, a little.
+    fn holders(&self, block: &BlockId) -> Vec<DeviceId>;
 
     /// A member can be told something from now on, or not any more. Must not wait.
     fn reachable(&self, device: DeviceId, reachable: bool);

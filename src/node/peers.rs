@@ -349,6 +349,13 @@ impl Book {
         peers + seeds
     }
 
+    /// Where the device may be reached; nothing when it is not known.
+    pub(super) fn addresses(&self, device: &DeviceId) -> Vec<String> {
+        self.peers
+            .get(device)
+            .map_or_else(Vec::new, |e| e.addresses.clone())
+    }
+
     /// Whether the device is connected.
     pub(super) fn is_connected(&self, device: &DeviceId) -> bool {
         self.peers.get(device).is_some_and(|e| e.connections > 0)

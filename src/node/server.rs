@@ -90,12 +90,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// The state after a handshake with a peer of this role that granted `credit` bytes.
-    pub(super) fn new(role: Role, credit: u32) -> Self {
+    /// The state after a handshake with a peer of this role that granted `credit` bytes and was granted `put_credit`.
+    pub(super) fn new(role: Role, credit: u32, put_credit: u32) -> Self {
         Self {
             role,
             credit: u64::from(credit),
-            put_credit: u64::from(PUT_WINDOW),
+            put_credit: u64::from(put_credit),
             open: HashMap::new(),
             queue: VecDeque::new(),
             ready: VecDeque::new(),
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn blocks_wait_for_credit_and_only_a_few_are_in_memory() {
-        let mut server = Server::new(Role::Reader, 10);
+        let mut server = Server::new(Role::Reader, 10, PUT_WINDOW);
         let mut loads = 0;
         for request in 1..=20 {
             loads += server.receive(get(request)).unwrap().len();
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn too_many_requests_are_busy() {
-        let mut server = Server::new(Role::Reader, 0);
+        let mut server = Server::new(Role::Reader, 0, PUT_WINDOW);
         for request in 1..=u32::from(REQUESTS_MAX) {
             server.receive(get(request)).unwrap();
         }
@@ -389,7 +389,7 @@ mod tests {
             (Role::Writer, true),
             (Role::Admin, true),
         ] {
-            let mut server = Server::new(role, 0);
+            let mut server = Server::new(role, 0, PUT_WINDOW);
             let put = Frame::Put {
                 request: 1,
                 id: ID,
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn putting_beyond_the_credit_is_a_violation() {
-        let mut server = Server::new(Role::Writer, 0);
+        let mut server = Server::new(Role::Writer, 0, PUT_WINDOW);
         let block = Bytes::from(vec![0; 1 << 20]);
         let put = |request| Frame::Put {
             request,
@@ -429,7 +429,7 @@ mod tests {
         /// Whatever a peer does, each GET is answered exactly once after all loads ended and credit came, and memory is bounded.
         #[test]
         fn every_get_is_answered_once(script in proptest::collection::vec((0u8..4, 1u32..40), 0..200)) {
-            let mut server = Server::new(Role::Reader, 5);
+            let mut server = Server::new(Role::Reader, 5, PUT_WINDOW);
             let (mut loading, mut asked, mut answered) = (Vec::new(), Vec::new(), Vec::new());
             let block = Bytes::from_static(b"abc");
             let mut todo: Vec<Work> = Vec::new();

@@ -12,8 +12,8 @@ use libp2p::Swarm;
 use libp2p::swarm::SwarmEvent;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc};
 
 use crate::base::clock::Clock;
 use crate::base::{BlockId, DeviceId, GroupId, RootId};
@@ -21,23 +21,25 @@ use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
 use super::admission::Admissions;
 use super::admit::{Admit, Desk};
+use super::bans::Bans;
 use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
 use super::exchange::{EVENTS, Exchange, ToExchange};
-use super::local::{Command, Identity, Local, keypair};
+use super::local::{ABUSE, Command, Identity, Local, keypair};
 use super::members::{Keys, Member, Members};
 use super::partner::{Done, Partner};
 use super::peers::{Book, PeerInfo};
 use super::records::Schedule;
+use super::slots::{self, Slots};
 use super::state::{NodeState, StateFile};
 use super::swarm::Actor;
+use super::throttle::Limits;
+use super::work::WorkDone;
 
 /// Commands that wait for the swarm actor.
 const COMMANDS: usize = 1024;
 /// Threads of the runtime: one moves bytes while the other checks them.
 const THREADS: usize = 2;
-/// Store operations that run for peers at one time.
-const STORE_SLOTS: usize = 16;
 /// How long the node may take to answer a question about itself.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long listening may take to begin.
@@ -100,7 +102,7 @@ impl Node {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
-            .max_blocking_threads(STORE_SLOTS + 8)
+            .max_blocking_threads(slots::ALL + 8)
             .thread_name("dfs-node")
             .enable_all()
             .build()
@@ -111,13 +113,17 @@ impl Node {
         let device = identity.device.id();
         let local = Arc::new(Local {
             announced: Mutex::default(),
+            work: Arc::default(),
             group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
             identity,
             members,
             store: parts.store,
             clock: parts.clock,
-            store_slots: Arc::new(Semaphore::new(STORE_SLOTS)),
+            slots: Arc::new(Slots::new()),
+            limits: Limits::new(config.upload, config.download, config.limit_lan),
+            bans: Mutex::new(Bans::new(ABUSE)),
             hello_timeout: config.hello_timeout,
+            stall_timeout: config.stall_timeout,
             partner: OnceLock::new(),
             desk: desk.clone(),
             actor: actor.clone(),
@@ -132,8 +138,16 @@ impl Node {
             behaviour::build(config, &local, keypair, &admissions)?
         };
         let swarm = runtime.block_on(listen(swarm, config))?;
-        runtime.spawn(Exchange::new(actor, desk).run(events));
-        let task = Actor::new(swarm, Arc::clone(&local), parts.state, admissions, book, schedule);
+        runtime.spawn(Exchange::new(actor, desk, Arc::clone(&local.work)).run(events));
+        let task = Actor::new(
+            swarm,
+            Arc::clone(&local),
+            parts.state,
+            admissions,
+            book,
+            schedule,
+            config.relay,
+        );
         let task = runtime.spawn(task.run(commands));
         Ok(Self {
             local,
@@ -180,6 +194,11 @@ impl Node {
     /// Addresses at which this device can be reached, in multiaddr form: confirmed ones first, then those it listens on, loopback last.
     pub fn addresses(&self) -> Result<Vec<String>, NodeError> {
         self.ask(Command::Addresses)
+    }
+
+    /// What was asked of others since the start.
+    pub fn work(&self) -> WorkDone {
+        self.local.work.done()
     }
 
     /// Brings a block to a connected device, which stores it for a while. `done` hears of it by `deadline`.
@@ -263,14 +282,20 @@ impl Drop for Node {
 
 impl Fetch for Node {
     fn start(&self, want: Want, deadline: Instant, done: FetchDone) {
-        let event = ToExchange::Want(want, deadline, done);
+        let partner = self.local.partner.get();
+        let event = ToExchange::Want {
+            holders: partner.map(|p| p.holders(&want.id)).unwrap_or_default(),
+            want,
+            deadline,
+            done,
+        };
         match self.local.exchange.try_send(event) {
             Ok(()) => {}
-            Err(TrySendError::Full(ToExchange::Want(want, _, done))) => {
+            Err(TrySendError::Full(ToExchange::Want { want, done, .. })) => {
                 let asked = "nobody: too many blocks are being fetched".into();
                 done(Err(FetchError::Unavailable { id: want.id, asked }));
             }
-            Err(TrySendError::Closed(ToExchange::Want(_, _, done))) => done(Err(FetchError::Closed)),
+            Err(TrySendError::Closed(ToExchange::Want { done, .. })) => done(Err(FetchError::Closed)),
             Err(_) => {}
         }
     }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use libp2p::core::ConnectedPoint;
 use libp2p::kad::QueryId;
 use libp2p::multiaddr::Protocol as Part;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, autonat, identify, mdns, ping};
 use tokio::sync::mpsc;
 
 use crate::base::{DeviceId, RootId};
@@ -27,6 +28,7 @@ use super::gate::{GateEvent, Opened, Protocol};
 use super::local::{Command, Local, device_of, peer_of, public_of};
 use super::peers::{Book, Target};
 use super::records::Schedule;
+use super::relays::Relays;
 use super::state::{NodeState, StateFile};
 use super::{admit, link, serve};
 
@@ -48,9 +50,11 @@ enum Dialling {
 
 /// A connection and what is known of it.
 pub(super) struct Connection {
-    peer: PeerId,
-    remote: Multiaddr,
-    dialled: bool,
+    pub(super) peer: PeerId,
+    pub(super) remote: Multiaddr,
+    /// The own address at which the peer reached this device.
+    reached: Option<Multiaddr>,
+    pub(super) dialled: bool,
     admission: Arc<Admission>,
     /// The member, once it has shown its certificate.
     pub(super) member: Option<DeviceId>,
@@ -76,6 +80,7 @@ pub(super) struct Actor {
     roster: tokio::sync::watch::Receiver<u64>,
     /// When the roster is next exchanged through the DHT.
     pub(super) roster_due: Instant,
+    pub(super) relays: Relays,
 }
 
 impl Actor {
@@ -87,6 +92,7 @@ impl Actor {
         admissions: Admissions,
         book: Book,
         schedule: Schedule,
+        relay: bool,
     ) -> Self {
         let mut roster = local.members.subscribe();
         roster.mark_changed();
@@ -106,6 +112,7 @@ impl Actor {
             prospects: 0,
             roster,
             roster_due: Instant::now(),
+            relays: Relays::new(relay),
         }
     }
 
@@ -174,6 +181,7 @@ impl Actor {
                 member,
             } => self.trusted(peer, connection, &member),
             Command::Ready { peer, connection } => {
+                self.leave_relays(connection);
                 self.swarm.behaviour_mut().gate.wake(peer, connection);
                 if let Some(public) = public_of(&peer) {
                     self.book.linked(device_of(&public), true);
@@ -208,8 +216,13 @@ impl Actor {
             .collect();
         let mut seen = HashSet::new();
         all.retain(|a| seen.insert(a.clone()));
-        // Of no use to other computers, so last.
-        all.sort_by_key(|a| a.starts_with("/ip4/127.") || a.starts_with("/ip6/::1/"));
+        // A way through a relay is the longer one; loopback is of no use to other computers.
+        all.sort_by_key(|a| {
+            (
+                a.starts_with("/ip4/127.") || a.starts_with("/ip6/::1/"),
+                a.contains("/p2p-circuit"),
+            )
+        });
         all
     }
 
@@ -222,6 +235,7 @@ impl Actor {
         let first = connection.member.is_none();
         connection.member = Some(device_of(&member.device));
         self.book.member(member, first, now, clock);
+        let reached = connection.reached.take();
         if connection.dialled {
             let address = without_peer(&connection.remote);
             self.book
@@ -229,6 +243,13 @@ impl Actor {
             self.book.seed_answered(&address.to_string(), &member.device);
             self.swarm.behaviour_mut().kad.get().add_address(&peer, address);
         }
+        if let Some(address) = reached {
+            self.reached_at(address);
+        }
+        self.tend_soon(now);
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
         if first {
             tracing::info!(
                 device = %device_of(&member.device).short(),
@@ -254,6 +275,7 @@ impl Actor {
             tokio::task::spawn_blocking(move || members.open_mail());
         }
         self.dial_due();
+        self.tend_relays(Instant::now());
         self.take_announced();
         // Alone there is nobody to tell; all stays due.
         if self.connections.values().any(|c| c.member.is_some()) {
@@ -293,6 +315,10 @@ impl Actor {
         let (Some(peer), device) = (peer_of(public), device_of(public)) else {
             return;
         };
+        if self.local.shut_out_for(&device).is_some() {
+            self.book.failed(device, Instant::now());
+            return;
+        }
         let addresses = addresses.iter().filter_map(|a| a.parse().ok()).collect();
         let opts = DialOpts::peer_id(peer)
             .addresses(addresses)
@@ -347,7 +373,12 @@ impl Actor {
                 ..
             } => {
                 self.dial_ended(connection_id, false);
+                let reached = match &endpoint {
+                    ConnectedPoint::Listener { local_addr, .. } => Some(local_addr.clone()),
+                    ConnectedPoint::Dialer { .. } => None,
+                };
                 let connection = Connection {
+                    reached,
                     peer: peer_id,
                     remote: endpoint.get_remote_address().clone(),
                     dialled: endpoint.is_dialer(),
@@ -380,18 +411,25 @@ impl Actor {
                 tracing::info!(%address, "listening");
                 self.record_due = Some(Instant::now() + RECORD_SETTLE);
             }
-            SwarmEvent::ExpiredListenAddr { .. }
-            | SwarmEvent::ExternalAddrConfirmed { .. }
-            | SwarmEvent::ExternalAddrExpired { .. } => {
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.swarm.remove_external_address(&address);
+                self.record_due = Some(Instant::now() + RECORD_SETTLE);
+            }
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
                 self.record_due = Some(Instant::now() + RECORD_SETTLE);
             }
             SwarmEvent::ListenerError { error, .. } => tracing::warn!("a listener failed: {error}"),
             SwarmEvent::ListenerClosed {
+                listener_id,
                 addresses,
-                reason: Err(error),
-                ..
+                reason,
             } => {
-                tracing::warn!("no longer listening on {addresses:?}: {error}");
+                let why = reason
+                    .err()
+                    .map_or_else(|| "closed".to_owned(), |e| e.to_string());
+                if !self.place_lost(listener_id, &why) {
+                    tracing::warn!("no longer listening on {addresses:?}: {why}");
+                }
             }
             _ => {}
         }
@@ -431,6 +469,12 @@ impl Actor {
             BehaviourEvent::Gate(GateEvent::Refused { peer, remote, why }) => {
                 tracing::warn!(%peer, address = %remote, "refused a device: {why}");
             }
+            BehaviourEvent::Gate(GateEvent::Abuse { peer, remote, why }) => {
+                if let Some(public) = public_of(&peer) {
+                    self.local.shut_out(device_of(&public), &remote, why);
+                }
+            }
+            BehaviourEvent::Autonat(autonat::Event::StatusChanged { new, .. }) => self.on_reachability(&new),
             BehaviourEvent::Kad(event) => self.on_kad(event).await,
             BehaviourEvent::Identify(
                 identify::Event::Received { peer_id, info, .. }

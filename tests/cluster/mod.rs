@@ -7,6 +7,7 @@ mod hosts;
 mod kills;
 mod members;
 mod pair;
+mod reaching;
 mod replicas;
 mod speed;
 mod strangers;

@@ -1,4 +1,4 @@
-//! Computers and what joins them: network namespaces on a cable, or on a switch.
+//! Computers and what joins them: network namespaces on a cable, on a switch, or with one in the middle.
 //!
 //! Names carry the test's process id and a counter, so that runs beside each other never meet.
 
@@ -126,6 +126,77 @@ impl Switch {
 impl Drop for Switch {
     fn drop(&mut self) {
         for name in self.names.iter().chain([&self.hub]) {
+            Cmd::new("ip").args(["netns", "del", name]).run();
+        }
+    }
+}
+
+/// Namespaces `a` (10.78.1.2) and `b` (10.78.2.2) which only reach `m` in the middle (10.78.1.1 and 10.78.2.1), until it routes.
+pub struct Middle {
+    names: [String; 3],
+}
+
+/// A computer of [`Middle`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    A,
+    B,
+    M,
+}
+
+impl Middle {
+    pub fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = |place| format!("dfs-test-{}-{number}-{place}", std::process::id());
+        let middle = Self {
+            names: [name("a"), name("b"), name("m")],
+        };
+        for name in &middle.names {
+            Cmd::new("ip").args(["netns", "add", name]).ok();
+            ip(name, &["link", "set", "lo", "up"]);
+        }
+        let [a, b, m] = &middle.names;
+        for (net, end) in [("1", a), ("2", b)] {
+            let there = format!("eth{net}");
+            ip(
+                m,
+                &[
+                    "link", "add", &there, "type", "veth", "peer", "name", "eth0", "netns", end,
+                ],
+            );
+            for (name, interface, host) in [(m, there.as_str(), "1"), (end, "eth0", "2")] {
+                let address = format!("10.78.{net}.{host}/24");
+                ip(name, &["address", "add", &address, "dev", interface]);
+                ip(name, &["link", "set", interface, "up"]);
+            }
+        }
+        middle
+    }
+
+    /// The file that stands for the namespace.
+    pub fn path(&self, place: Place) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.names[place as usize])
+    }
+
+    /// Lets `a` and `b` reach each other from now on.
+    pub fn route(&self) {
+        let [a, b, m] = &self.names;
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        Cmd::new("ip")
+            .args(["netns", "exec", m, "sh", "-c", forward])
+            .ok();
+        ip(a, &["route", "add", "10.78.2.0/24", "via", "10.78.1.1"]);
+        ip(b, &["route", "add", "10.78.1.0/24", "via", "10.78.2.1"]);
+    }
+}
+
+fn ip(name: &str, args: &[&str]) {
+    Cmd::new("ip").args(["-n", name]).args(args).ok();
+}
+
+impl Drop for Middle {
+    fn drop(&mut self) {
+        for name in &self.names {
             Cmd::new("ip").args(["netns", "del", name]).run();
         }
     }

@@ -7,6 +7,7 @@ mod carrier;
 mod profiles;
 mod room;
 mod shared;
+mod unleased;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use self::carrier::{Carrier, Job};
 use self::profiles::Profiles;
 use self::room::Room;
 use self::shared::Shared;
+use self::unleased::Unleased;
 use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
@@ -149,6 +151,7 @@ impl Replication {
             jobs,
             store: Arc::clone(store),
             quota: own.quota,
+            unleased: Mutex::new(Unleased::new(!own.has_volume)),
         };
         node.set_partner(Arc::new(listener));
         Ok(Self {
@@ -274,6 +277,7 @@ struct Ears {
     jobs: Sender<Job>,
     store: Arc<SqliteStore>,
     quota: u64,
+    unleased: Mutex<Unleased>,
 }
 
 impl Partner for Ears {
@@ -281,6 +285,14 @@ impl Partner for Ears {
         if self.quota == 0 {
             return Err("this device keeps nothing for others".into());
         }
+        if matches!(self.store.get(block.id()), Ok(Some(_))) {
+            // A lease is all that it lacks. What is here and damaged is replaced.
+            return Ok(());
+        }
+        let len = block.bytes().len() as u64;
+        self.unleased
+            .lock()
+            .admit(from, *block.id(), len, &*self.store, Instant::now())?;
         let put = Put {
             id: *block.id(),
             bytes: block.bytes().clone(),
@@ -295,6 +307,11 @@ impl Partner for Ears {
 
     fn hear(&self, from: &crate::keys::certificate::Membership, body: bytes::Bytes, answer: partner::Answer) {
         let _ = self.jobs.send(Job::Hear(Box::new(from.clone()), body, answer));
+    }
+
+    fn holders(&self, block: &BlockId) -> Vec<DeviceId> {
+        let replicas = self.store.replicas(block).unwrap_or_default();
+        replicas.into_iter().map(|replica| replica.holder).collect()
     }
 
     fn reachable(&self, device: DeviceId, reachable: bool) {
