@@ -56,7 +56,11 @@ pub fn run(env: &Environment, args: Args) -> Outcome {
     print(format_args!("Joined volume {} as {}", joined.volume, joined.role));
     print(format_args!("Device {}", joined.device));
     print(format_args!("State  {}", joined.state.display()));
-    print(format_args!("Mount it with `dfs up {}`", folder.display()));
+    let verb = match joined.role.as_str() {
+        "host" => "Serve the group with `dfs serve",
+        _ => "Mount it with `dfs up",
+    };
+    print(format_args!("{verb} {}`", folder.display()));
     Ok(())
 }
 

@@ -10,9 +10,23 @@ use super::machine::{Machine, STEP};
 use super::message::{Action, Answer, Outcome, Report, Request};
 use super::rules::BLOCKS_MAX;
 
+/// When one who is not known yet may ask again, in milliseconds.
+const NOT_YET_MS: u64 = 1000;
+
 impl Machine {
     pub(super) fn request(&mut self, from: DeviceId, request: Request) -> Result<(), StoreError> {
         if !self.peers.get(&from).is_some_and(|peer| peer.member) {
+            // The network knows it as a member, or it could not ask: the roster is on its way here. Silence would cost it a minute.
+            let (Request::Put { seq, .. } | Request::Lease { seq, .. } | Request::Release { seq, .. }) =
+                request
+            else {
+                return Ok(());
+            };
+            let busy = Answer::Busy {
+                seq,
+                retry_ms: NOT_YET_MS,
+            };
+            self.out.push(Action::Answer(from, busy, None));
             return Ok(());
         }
         match request {

@@ -82,7 +82,7 @@ fn two_are_lost(files: u64, patience: Duration) {
     }
     all_is_right(&all[0], files, Duration::from_secs(30));
     wait_for("everything has two replicas again", patience, || {
-        lacking(&all[0]) == (0, bytes)
+        all[0].status()["replication"]["possible"] == 2 && lacking(&all[0]) == (0, bytes)
     });
     let before = disk_bytes(all[0].state());
     let said = all[0].dfs(["free"]).arg(all[0].mountpoint()).ok();
