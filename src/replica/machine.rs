@@ -350,6 +350,9 @@ impl Machine {
                 peer.set_member(true, now, &rules);
                 peer.next_audit_ms = now;
             }
+            if member.quota > peer.quota {
+                (peer.full_until_ms, peer.full_wait_ms) = (0, 0);
+            }
             (peer.zone, peer.quota) = (member.zone.clone(), member.quota);
             // A device of our own that shares our zone is no place for a replica, but counts as what it is.
             hosts.push(Host {

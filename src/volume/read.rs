@@ -44,7 +44,13 @@ impl ReadAhead {
     /// Takes note of a read, and says what to open and what to fetch; `None` for a reader that is not sequential.
     pub(super) fn plan(&mut self, offset: u64, len: u64) -> Option<(Range<u64>, Range<u64>)> {
         let end = offset + len;
-        let sequential = offset <= self.next + SEEK_TOLERANCE && offset + SEEK_TOLERANCE >= self.next;
+        // Out of order by much only where the kernel reads ahead by much.
+        let tolerance = if self.window == 0 {
+            RUN_FIRST
+        } else {
+            SEEK_TOLERANCE
+        };
+        let sequential = offset <= self.next + tolerance && offset + tolerance >= self.next;
         if !sequential {
             *self = Self {
                 next: end,
@@ -110,6 +116,10 @@ impl Volume {
                 self.expand(file, offset..offset.saturating_add(len as u64), wait)?;
                 continue;
             }
+            if wait == Wait::Bounded && self.remote && pieces.len() > 1 {
+                // Some of it is elsewhere: all of that comes at the same time.
+                self.fetch_together(&pieces, root);
+            }
             for (at, piece, part) in &pieces {
                 let opened = self.append_part(file.ino, piece, part, root, out, wait)?;
                 if let (Some(chunk), Some(fresh), Source::Block { skip, .. }) =
@@ -126,6 +136,16 @@ impl Volume {
             }
             return Ok(());
         }
+    }
+
+    fn fetch_together(&self, pieces: &[(u64, Piece, Range<usize>)], root: Option<RootId>) {
+        let blocks = pieces.iter().filter_map(|(_, piece, _)| match piece.source {
+            Source::Block { id, .. } => Some(id),
+            _ => None,
+        });
+        let mut blocks: Vec<BlockId> = blocks.collect();
+        blocks.dedup();
+        self.blocks.prefetch(&[], &blocks, root);
     }
 
     fn append_part(
