@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use dfs::base::clock::SystemClock;
 use dfs::base::{BlockId, GroupId, StoreId};
 use dfs::keys::{Certificate, DeviceKey, GroupKey, Membership, Role, RootSecret};
+use dfs::node::announce::{BUDGET_MAX, messages};
 use dfs::node::{Identity, MemoryState, Node, NodeConfig, NodeParts, raw};
 use dfs::store::{BlockStore, CheckedBlock, Fetch, MemoryStore, Put, PutKind, Want};
 
@@ -84,7 +85,26 @@ fn raw_stream() -> Duration {
     took
 }
 
+/// What the DHT costs; a block is never announced, so their number has no part in it.
+fn announcements() {
+    println!("messages that keep 100,000 files announced for 20 hours:");
+    println!(
+        "{:>8} {:>16} {:>16} {:>22}",
+        "members", "budget 16,384", "budget 131,072", "one by one (at least)"
+    );
+    for members in [2u64, 5, 20, 100, 1000] {
+        let of = |budget| messages(100_000, budget, members);
+        let single = 100_000 * (members - 1).min(20);
+        println!(
+            "{members:>8} {:>16} {:>16} {single:>22}",
+            of(16_384),
+            of(BUDGET_MAX)
+        );
+    }
+}
+
 fn main() {
+    announcements();
     let group = GroupKey::from_root(&RootSecret::from_bytes([1; 32]));
     let held = Arc::new(MemoryStore::new(StoreId([1; 16])));
     let mut ids = Vec::with_capacity(BLOCKS);

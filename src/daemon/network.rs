@@ -246,6 +246,7 @@ fn node_config(config: &NetworkConfig) -> NodeConfig {
         known_peers: config.peers.clone(),
         mdns: config.mdns,
         nat: config.upnp,
+        announce_budget: config.announce_budget,
         upload: (config.upload > 0).then_some(config.upload),
         download: (config.download > 0).then_some(config.download),
         ..NodeConfig::default()

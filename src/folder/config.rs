@@ -41,6 +41,8 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # Bytes per second sent to and received from members beyond the local network, such as "2MB". 0: no limit.
 # upload = "0"
 # download = "0"
+# Files that other members can find by the distributed hash table; beyond that, the newest.
+# announce_budget = 16384
 
 [metrics]
 # Address of this computer at which Prometheus finds the page /metrics, such as "127.0.0.1:9464"; "off": nowhere.
@@ -136,6 +138,9 @@ pub struct NetworkConfig {
     /// So of blocks received.
     #[serde(deserialize_with = "rate")]
     pub download: u64,
+    /// Most files that are kept announced in the DHT; zero: none.
+    #[serde(deserialize_with = "announce_budget")]
+    pub announce_budget: usize,
 }
 
 impl Default for NetworkConfig {
@@ -152,6 +157,7 @@ impl Default for NetworkConfig {
             timeout: Duration::from_secs(FETCH_TIMEOUT_SECS),
             upload: 0,
             download: 0,
+            announce_budget: 16_384,
         }
     }
 }
@@ -343,6 +349,10 @@ fn whole<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<i64, D::
         Ok(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(expected()),
     }
+}
+
+fn announce_budget<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    whole(d, 0, 131_072).map(|number| number as usize)
 }
 
 fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {

@@ -62,6 +62,8 @@ pub(super) enum Ask {
     Statements(Vec<Vec<u8>>),
     /// Shows it our own presence, encoded.
     Presence(Vec<u8>),
+    /// Tells it that this device has these files.
+    Provide(Vec<[u8; 32]>),
     /// Wants keys beyond this epoch, and the root secret or not.
     Keys(u32, bool),
 }
@@ -186,6 +188,7 @@ impl Client {
                 self.shown = self.shown.saturating_add(1);
                 vec![Frame::Roster { digest }]
             }
+            Ask::Provide(roots) => vec![Frame::Provide { roots }],
             Ask::Statements(statements) => vec![Frame::Statements { statements }],
             Ask::Presence(presence) => {
                 self.present = self.present.saturating_add(1);
@@ -289,6 +292,7 @@ impl Client {
             | Frame::Get { .. }
             | Frame::Put { .. }
             | Frame::Say { .. }
+            | Frame::Provide { .. }
             | Frame::Spent { .. } => {
                 return Err(Violation("a request on the answering side of a stream"));
             }

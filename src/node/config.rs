@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub stall_timeout: Duration,
     /// Most connections at one time.
     pub connections_max: u32,
+    /// Most files that are kept announced in the DHT, the newest; zero: none.
+    pub announce_budget: usize,
     /// Bytes of blocks sent per second, over all connections beyond the local network; none: no limit.
     pub upload: Option<u64>,
     /// So of blocks received.
@@ -51,6 +53,7 @@ impl Default for NodeConfig {
             idle_timeout: Duration::from_secs(120),
             stall_timeout: Duration::from_secs(60),
             connections_max: 512,
+            announce_budget: 16_384,
             upload: None,
             download: None,
             limit_lan: false,

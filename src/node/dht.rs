@@ -14,7 +14,6 @@ use crate::base::RootId;
 use super::address_record::AddressRecord;
 use super::exchange::ToExchange;
 use super::local::{device_of, peer_of, public_of};
-use super::records::Schedule;
 use super::swarm::{Actor, without_peer};
 
 /// A record that reached nobody is tried again after this.
@@ -28,32 +27,12 @@ pub(super) const QUERIES: usize = 32;
 /// What a query is for.
 pub(super) enum Query {
     Providers(RootId, HashSet<PeerId>),
-    Announce(RootId),
     OwnRecord,
     Addresses([u8; 32]),
     Roster,
 }
 
 impl Actor {
-    /// Announces files that are due, within the budget.
-    pub(super) fn announce_due(&mut self) {
-        let budget = Schedule::PER_SECOND.get() as usize;
-        let room = QUERIES.saturating_sub(self.queries.len()).min(budget);
-        let now = Instant::now();
-        for root in self.schedule.take_due(now, room) {
-            let key = RecordKey::new(&root);
-            match self.swarm.behaviour_mut().kad.get().start_providing(key) {
-                Ok(query) => {
-                    self.queries.insert(query, Query::Announce(RootId(root)));
-                }
-                Err(e) => {
-                    tracing::debug!("a file could not be announced: {e}");
-                    self.schedule.failed(root, now);
-                }
-            }
-        }
-    }
-
     /// Asks the DHT for providers, as many questions at a time as are allowed.
     pub(super) async fn begin_lookups(&mut self) {
         while self.queries.len() < 2 * QUERIES {
@@ -142,9 +121,6 @@ impl Actor {
             (QueryResult::PutRecord(Err(e)), Some(Query::OwnRecord)) => {
                 tracing::debug!("this device's addresses reached no other member: {e}");
                 self.record_due = Some(Instant::now() + RECORD_RETRY);
-            }
-            (QueryResult::StartProviding(Err(_)), Some(Query::Announce(root))) => {
-                self.schedule.failed(root.0, Instant::now());
             }
             _ => {}
         }

@@ -79,6 +79,13 @@ pub(super) enum ToExchange {
         /// Where its requests go.
         asks: mpsc::Sender<Ask>,
     },
+    /// Tell these members that this device has files.
+    Provide {
+        /// The members.
+        devices: Vec<DeviceId>,
+        /// The files' roots.
+        roots: Vec<[u8; 32]>,
+    },
     /// A stream ended.
     LinkDown(LinkId),
     /// A peer answered.
@@ -267,6 +274,13 @@ impl Exchange {
             ToExchange::Reply(link, reply) => self.heard.push(Event::Reply(link, reply)),
             ToExchange::LookedUp(root) => self.heard.push(Event::LookedUp(root)),
             ToExchange::Prospects(count) => self.heard.push(Event::Prospects(count)),
+            ToExchange::Provide { devices, roots } => {
+                for device in devices {
+                    if let Some(link) = self.links.values().find(|l| l.device == device) {
+                        let _ = link.asks.try_send(Ask::Provide(roots.clone()));
+                    }
+                }
+            }
             ToExchange::Spent {
                 invitation,
                 expires,

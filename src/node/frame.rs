@@ -15,6 +15,7 @@ use crate::keys::presence::PRESENCE_MAX;
 use crate::keys::roster::STATEMENTS_MAX;
 use crate::keys::statement::{STATEMENT_MAX, StatementId};
 
+use super::announce::BATCH;
 use super::join_message::PAYLOAD_MAX;
 
 /// Version of the frames, shown in HELLO.
@@ -54,6 +55,7 @@ const KEYS_WANTED: u8 = 19;
 const KEYS: u8 = 20;
 const SAY: u8 = 21;
 const SAID: u8 = 22;
+const PROVIDE: u8 = 23;
 
 /// Why a request was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +234,11 @@ pub enum Frame {
         /// What a new member of that role would be given, at most [`PAYLOAD_MAX`] bytes.
         gift: Gift,
     },
+    /// I have these files.
+    Provide {
+        /// Their roots, 1 to [`BATCH`].
+        roots: Vec<[u8; 32]>,
+    },
     /// A message of the sender's replication to ours.
     Say {
         /// Request id.
@@ -281,6 +288,7 @@ impl Head {
             KEYS => 4 + PAYLOAD_MAX,
             SAY => 4 + SAY_MAX,
             SAID => 4 + SAID_MAX,
+            PROVIDE => 2 + BATCH * 32,
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         let body_len = len
@@ -397,6 +405,14 @@ impl Frame {
                 Self::Statements {
                     statements: statements.collect::<Result<_, _>>()?,
                 }
+            }
+            PROVIDE => {
+                let count = usize::from(r.u16()?);
+                if count == 0 || count > BATCH {
+                    return Err(DecodeError::Invalid("no file or too many"));
+                }
+                let roots = (0..count).map(|_| r.array()).collect::<Result<_, _>>()?;
+                Self::Provide { roots }
             }
             PRESENCE => Self::Presence {
                 presence: r.bytes16(PRESENCE_MAX)?.to_vec(),
@@ -518,6 +534,13 @@ impl Frame {
                     w.bytes16(statement);
                 }
                 STATEMENTS
+            }
+            Self::Provide { roots } => {
+                w.u16(roots.len() as u16);
+                for root in roots {
+                    w.raw(root);
+                }
+                PROVIDE
             }
             Self::Presence { presence } => {
                 w.bytes16(presence);

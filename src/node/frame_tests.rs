@@ -51,6 +51,12 @@ fn golden_bytes_of_version_1() {
         }),
         "0b0000000b00000000010002006e6f"
     );
+    assert_eq!(
+        hex(&Frame::Provide {
+            roots: vec![[0xcd; 32]]
+        }),
+        format!("23000000170100{}", "cd".repeat(32))
+    );
     assert_eq!(hex(&Frame::Credit { bytes: 1 }), "050000000c01000000");
     assert_eq!(
         hex(&Frame::Hello {
@@ -87,6 +93,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
     let few = proptest::collection::vec(bytes.clone(), 1..4);
     prop_oneof![
         any::<[u8; 32]>().prop_map(|digest| Frame::Roster { digest }),
+        proptest::collection::vec(any::<[u8; 32]>(), 1..9).prop_map(|roots| Frame::Provide { roots }),
         proptest::collection::vec(any::<[u8; 16]>().prop_map(StatementId), 0..40)
             .prop_map(|ids| Frame::Known { ids }),
         few.prop_map(|statements| Frame::Statements { statements }),
@@ -150,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..22, body in proptest::collection::vec(any::<u8>(), 0..120)) {
+    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..25, body in proptest::collection::vec(any::<u8>(), 0..120)) {
         let mut bytes = (body.len() as u32 + 1).to_le_bytes().to_vec();
         bytes.push(kind);
         bytes.extend_from_slice(&body);

@@ -133,6 +133,8 @@ pub(super) enum Command {
         /// The connection.
         connection: ConnectionId,
     },
+    /// A member has these files.
+    Provided(PeerId, Vec<[u8; 32]>),
     /// End a connection.
     Close(ConnectionId),
     /// End everything.

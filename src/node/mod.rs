@@ -11,6 +11,7 @@
 pub mod address_record;
 mod admission;
 mod admit;
+pub mod announce;
 mod bans;
 mod behaviour;
 mod client;
@@ -34,6 +35,7 @@ mod outbox;
 pub mod partner;
 mod peers;
 mod presences;
+mod publish;
 pub mod raw;
 mod records;
 mod relays;
@@ -56,6 +58,9 @@ mod abuse;
 #[cfg(test)]
 #[path = "attack_tests.rs"]
 mod attacks;
+#[cfg(test)]
+#[path = "dht_tests.rs"]
+mod dht_between_nodes;
 #[cfg(test)]
 #[path = "reading_tests.rs"]
 mod reading;

@@ -6,8 +6,7 @@
 //! come from authenticated members only (`gated`), for themselves only (Kademlia checks the source).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
-use std::num::NonZeroU32;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,14 +21,14 @@ use super::members::Members;
 use super::peers::{ADDRESSES_MAX, PEERS_MAX};
 
 /// Most provider records in all.
-const PROVIDERS_MAX: usize = 65_536;
+const PROVIDERS_MAX: usize = 262_144;
 /// Most provider records that one peer may leave here.
-const PER_PEER_MAX: usize = 16_384;
+const PER_PEER_MAX: usize = super::announce::BUDGET_MAX;
 /// Most providers remembered of one file.
 const PER_KEY_MAX: usize = 20;
 /// Records that one peer may leave here at once, and per second on average.
-const BURST: f64 = 4096.0;
-const RATE: f64 = 64.0;
+const BURST: f64 = 8192.0;
+const RATE: f64 = 1024.0;
 /// Provider records are forgotten after this, unless renewed.
 pub(super) const PROVIDER_TTL: Duration = Duration::from_secs(48 * 3600);
 /// Expired records are swept at most this often.
@@ -226,70 +225,6 @@ impl RecordStore for Records {
         if providers.is_empty() {
             self.providers.remove(key);
         }
-    }
-}
-
-/// Which files were announced, and when each is due again: at most [`Schedule::ROOTS_MAX`], a budget at a time. Pure.
-#[derive(Debug, Default)]
-pub(super) struct Schedule {
-    due: BTreeMap<[u8; 32], Instant>,
-    order: std::collections::VecDeque<[u8; 32]>,
-}
-
-impl Schedule {
-    /// Most files that are kept announced; the oldest gives way.
-    pub(super) const ROOTS_MAX: usize = 16_384;
-    /// Renewal, well within [`PROVIDER_TTL`].
-    pub(super) const RENEW: Duration = Duration::from_secs(20 * 3600);
-    /// A failed announcement is tried again after this.
-    pub(super) const RETRY: Duration = Duration::from_secs(60);
-    /// Announcements begun per second, at most.
-    pub(super) const PER_SECOND: NonZeroU32 = NonZeroU32::new(16).unwrap();
-
-    /// Adds a file. A file that is in already keeps its date.
-    pub(super) fn add(&mut self, root: [u8; 32], now: Instant) {
-        if self.due.insert(root, now).is_some() {
-            return;
-        }
-        self.order.push_back(root);
-        while self.order.len() > Self::ROOTS_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.due.remove(&oldest);
-            }
-        }
-    }
-
-    /// The files due now, at most `max`; each is then due again after [`Schedule::RENEW`].
-    pub(super) fn take_due(&mut self, now: Instant, max: usize) -> Vec<[u8; 32]> {
-        let found: Vec<_> = self
-            .due
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(root, _)| *root)
-            .take(max)
-            .collect();
-        for root in &found {
-            self.due.insert(*root, now + Self::RENEW);
-        }
-        found
-    }
-
-    /// An announcement reached nobody.
-    pub(super) fn failed(&mut self, root: [u8; 32], now: Instant) {
-        if let Some(at) = self.due.get_mut(&root) {
-            *at = now + Self::RETRY;
-        }
-    }
-
-    /// When a file is due next.
-    #[cfg(test)]
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due.values().min().copied()
-    }
-
-    /// All files, oldest first.
-    pub(super) fn roots(&self) -> impl Iterator<Item = &[u8; 32]> {
-        self.order.iter()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tests of the DHT's record store and of the announcing schedule: bounds, validation, expiry.
+//! Tests of the DHT's record store: bounds, validation, expiry.
 
 use super::*;
 use crate::base::clock::ManualClock;
@@ -77,30 +77,4 @@ fn expired_providers_are_swept() {
     assert!(store.providers(&provider(1, peer).key).is_empty());
     store.sweep(Instant::now() + SWEEP);
     assert_eq!((store.count, store.providers.len()), (0, 0));
-}
-
-#[test]
-fn announcements_are_budgeted_renewed_and_bounded() {
-    let (mut schedule, now) = (Schedule::default(), Instant::now());
-    let root = |n: usize| {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&n.to_le_bytes());
-        bytes
-    };
-    for n in 0..Schedule::ROOTS_MAX + 10 {
-        schedule.add(root(n), now);
-    }
-    assert_eq!(schedule.roots().count(), Schedule::ROOTS_MAX);
-    assert_eq!(schedule.due.len(), Schedule::ROOTS_MAX);
-    let mut taken = 0;
-    while schedule.next_due().is_some_and(|at| at <= now) {
-        let some = schedule.take_due(now, 1000);
-        assert!(some.len() <= 1000);
-        taken += some.len();
-    }
-    assert_eq!(taken, Schedule::ROOTS_MAX);
-    schedule.failed(root(100), now);
-    assert_eq!(schedule.next_due(), Some(now + Schedule::RETRY));
-    assert_eq!(schedule.take_due(now + Schedule::RETRY, 9), [root(100)]);
-    assert_eq!(schedule.take_due(now + Schedule::RENEW, 9).len(), 9);
 }

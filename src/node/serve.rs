@@ -22,7 +22,7 @@ use super::frame::Frame;
 use super::gate::Opened;
 use super::handshake::{self, Peer};
 use super::link::{READ_BUFFER, log_refusal};
-use super::local::{Command, Local, device_of};
+use super::local::{Command, Local, device_of, peer_of};
 use super::news::{self, Pace, Watch};
 use super::outbox::{Ended, Outbox};
 use super::partner::Answer;
@@ -141,7 +141,9 @@ async fn converse(
             let work = server.lock().receive(frame);
             match work {
                 Ok(work) => {
-                    let told = work.iter().any(|work| matches!(work, Work::News(_)));
+                    let told = work
+                        .iter()
+                        .any(|work| matches!(work, Work::News(_) | Work::Provided(_)));
                     if told && !pace.allows(Instant::now()) {
                         return Ended::Violation(
                             "it tells of the group faster than anything can change".into(),
@@ -235,6 +237,12 @@ impl Worker {
                     })
                 }
                 Work::Hear(request, body) => self.hear(request, body),
+                Work::Provided(roots) => {
+                    if let Some(peer) = peer_of(&self.shown.device) {
+                        // A busy actor: they are told again.
+                        let _ = self.local.actor.try_send(Command::Provided(peer, roots));
+                    }
+                }
                 Work::News(frame) => {
                     let (shown, since) = (Arc::clone(&self.shown), self.since);
                     self.start(false, move |local| {

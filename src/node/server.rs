@@ -48,6 +48,8 @@ pub(super) enum Work {
         /// The device it admitted.
         device: [u8; 32],
     },
+    /// The peer has these files.
+    Provided(Vec<[u8; 32]>),
     /// The peer tells of the group: its roster, statements, its presence, or that it lacks keys.
     News(Frame),
     /// Send a frame; after a block, call [`Server::written`].
@@ -166,6 +168,7 @@ impl Server {
                     device,
                 }])
             }
+            Frame::Provide { roots } => Ok(vec![Work::Provided(roots)]),
             Frame::Roster { .. }
             | Frame::Statements { .. }
             | Frame::Presence { .. }

@@ -21,6 +21,7 @@ use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
 use super::admission::Admissions;
 use super::admit::{Admit, Desk};
+use super::announce::{BUDGET_MAX, Schedule};
 use super::bans::Bans;
 use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
@@ -29,7 +30,7 @@ use super::local::{ABUSE, Command, Identity, Local, keypair};
 use super::members::{Keys, Member, Members};
 use super::partner::{Done, Partner};
 use super::peers::{Book, PeerInfo};
-use super::records::Schedule;
+use super::publish::key_of_root;
 use super::slots::{self, Slots};
 use super::state::{NodeState, StateFile};
 use super::swarm::Actor;
@@ -167,11 +168,11 @@ impl Node {
         self.command(Command::Dial(address))
     }
 
-    /// Tells the DHT that this device has blocks of the file. Returns at once; done every second under a budget, and renewed.
+    /// Tells the DHT that this device has blocks of the file. Returns at once; done within seconds under a budget, and renewed.
     pub fn announce(&self, root: RootId) {
         let mut announced = self.local.announced.lock();
         announced.push_back(root);
-        if announced.len() > Schedule::ROOTS_MAX {
+        if announced.len() > BUDGET_MAX {
             announced.pop_front();
         }
     }
@@ -310,7 +311,7 @@ pub fn remembered_peers(device: DeviceId, state: &dyn NodeState) -> Vec<PeerInfo
 /// What the node knew when it last ran, and what the settings say. What cannot be read is found again.
 fn remembered(device: DeviceId, config: &NodeConfig, state: &dyn NodeState) -> (Book, Schedule) {
     let now = Instant::now();
-    let (mut book, mut schedule) = (Book::new(device), Schedule::default());
+    let (mut book, mut schedule) = (Book::new(device), Schedule::new(config.announce_budget));
     let load = |what: StateFile| {
         let loaded = state.load(what);
         loaded
@@ -323,10 +324,10 @@ fn remembered(device: DeviceId, config: &NodeConfig, state: &dyn NodeState) -> (
     {
         tracing::warn!("the list of peers cannot be read and begins anew: {e}");
     }
-    for root in load(StateFile::Announced).unwrap_or_default().chunks_exact(32) {
-        if let Ok(root) = root.try_into() {
-            schedule.add(root, now);
-        }
+    if let Some(bytes) = load(StateFile::Announced)
+        && let Err(e) = schedule.load(&bytes, key_of_root)
+    {
+        tracing::warn!("the list of announced files cannot be read and begins anew: {e}");
     }
     for address in &config.known_peers {
         if let Ok(address) = multiaddr(address) {

@@ -20,6 +20,7 @@ use crate::base::{DeviceId, RootId};
 use crate::keys::certificate::Membership;
 
 use super::admission::{Admission, Admissions};
+use super::announce::Schedule;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::config::multiaddr;
 use super::dht::{QUERIES, Query};
@@ -27,9 +28,8 @@ use super::exchange::ToExchange;
 use super::gate::{GateEvent, Opened, Protocol};
 use super::local::{Command, Local, device_of, peer_of, public_of};
 use super::peers::{Book, Target};
-use super::records::Schedule;
 use super::relays::Relays;
-use super::state::{NodeState, StateFile};
+use super::state::NodeState;
 use super::{admit, link, serve};
 
 /// Dials begun at one time.
@@ -74,7 +74,8 @@ pub(super) struct Actor {
     pub(super) queries: HashMap<QueryId, Query>,
     pub(super) lookups: Vec<RootId>,
     pub(super) record_due: Option<Instant>,
-    announced_changed: bool,
+    pub(super) announced_changed: bool,
+    pub(super) announced_saved: Instant,
     prospects: usize,
     /// Tells of changes of the roster.
     roster: tokio::sync::watch::Receiver<u64>,
@@ -109,6 +110,7 @@ impl Actor {
             lookups: Vec::new(),
             record_due: None,
             announced_changed: false,
+            announced_saved: Instant::now(),
             prospects: 0,
             roster,
             roster_due: Instant::now(),
@@ -129,7 +131,7 @@ impl Actor {
                     None | Some(Command::Shutdown) => break,
                     Some(command) => self.on_command(command).await,
                 },
-                _ = tick.tick() => self.on_tick(),
+                _ = tick.tick() => self.on_tick().await,
             }
             self.tell_prospects().await;
         }
@@ -200,6 +202,9 @@ impl Actor {
                 self.tell_prospects().await;
                 self.tell(ToExchange::LinkDown(link)).await;
             }
+            Command::Provided(peer, roots) => {
+                roots.into_iter().for_each(|root| self.provides(peer, root));
+            }
             Command::Close(connection) => {
                 self.swarm.close_connection(connection);
             }
@@ -263,7 +268,7 @@ impl Actor {
         }
     }
 
-    fn on_tick(&mut self) {
+    async fn on_tick(&mut self) {
         if self.roster.has_changed().unwrap_or(false) {
             self.roster.mark_unchanged();
             let members = Arc::clone(&self.local.members);
@@ -276,10 +281,9 @@ impl Actor {
         }
         self.dial_due();
         self.tend_relays(Instant::now());
-        self.take_announced();
         // Alone there is nobody to tell; all stays due.
         if self.connections.values().any(|c| c.member.is_some()) {
-            self.announce_due();
+            self.announce_due().await;
             if self.roster_due <= Instant::now() && self.queries.len() < QUERIES {
                 self.exchange_roster();
             }
@@ -541,52 +545,6 @@ impl Actor {
                 }
             }
         }
-    }
-
-    fn take_announced(&mut self) {
-        let announced = std::mem::take(&mut *self.local.announced.lock());
-        self.announced_changed |= !announced.is_empty();
-        for root in announced {
-            self.schedule.add(root.0, Instant::now());
-        }
-    }
-
-    fn unsaved(&mut self) -> Vec<(StateFile, Vec<u8>)> {
-        self.take_announced();
-        let mut files = Vec::new();
-        if let Some(bytes) = self.book.take_changed() {
-            files.push((StateFile::Peers, bytes));
-        }
-        if let Some(bytes) = self.local.members.take_unsaved() {
-            files.push((StateFile::Presences, bytes));
-        }
-        if std::mem::take(&mut self.announced_changed) {
-            files.push((
-                StateFile::Announced,
-                self.schedule.roots().flatten().copied().collect(),
-            ));
-        }
-        files
-    }
-
-    fn save_in_background(&mut self) {
-        for (what, bytes) in self.unsaved() {
-            let state = Arc::clone(&self.state);
-            tokio::task::spawn_blocking(move || write(&*state, what, &bytes));
-        }
-    }
-
-    async fn save(&mut self) {
-        for (what, bytes) in self.unsaved() {
-            let state = Arc::clone(&self.state);
-            let _ = tokio::task::spawn_blocking(move || write(&*state, what, &bytes)).await;
-        }
-    }
-}
-
-fn write(state: &dyn NodeState, what: StateFile, bytes: &[u8]) {
-    if let Err(e) = state.save(what, bytes) {
-        tracing::warn!("{} could not be saved: {e}", what.name());
     }
 }
 

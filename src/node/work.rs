@@ -13,6 +13,8 @@ pub struct WorkDone {
     pub cancels: u64,
     /// Bytes of blocks that came after they were taken back.
     pub wasted_bytes: u64,
+    /// Messages that told of files, each of up to 512 of them (PROVIDE).
+    pub announcements: u64,
 }
 
 /// Counts, for any number of tasks.
@@ -22,6 +24,7 @@ pub(super) struct Work {
     haves: AtomicU64,
     cancels: AtomicU64,
     wasted_bytes: AtomicU64,
+    announcements: AtomicU64,
 }
 
 impl Work {
@@ -45,6 +48,11 @@ impl Work {
         self.wasted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// So many messages told of files.
+    pub(super) fn announce(&self, messages: u64) {
+        self.announcements.fetch_add(messages, Ordering::Relaxed);
+    }
+
     /// The counts now.
     pub(super) fn done(&self) -> WorkDone {
         WorkDone {
@@ -52,6 +60,7 @@ impl Work {
             haves: self.haves.load(Ordering::Relaxed),
             cancels: self.cancels.load(Ordering::Relaxed),
             wasted_bytes: self.wasted_bytes.load(Ordering::Relaxed),
+            announcements: self.announcements.load(Ordering::Relaxed),
         }
     }
 }
