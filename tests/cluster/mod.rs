@@ -8,6 +8,7 @@ mod kills;
 mod members;
 mod pair;
 mod replicas;
+mod shards;
 mod speed;
 mod strangers;
 
