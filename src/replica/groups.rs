@@ -42,7 +42,11 @@ impl Machine {
     ) -> Result<bool, StoreError> {
         match self.group_of(kept)? {
             Some((group, record)) if !group.ending => {
-                changes.push(todo(record.data[0].0, Some(0)));
+                // Looked at again, if that is not due anyway.
+                let first = record.data[0].0;
+                if self.store.kept(&first)?.is_some_and(|first| first.todo.is_none()) {
+                    changes.push(todo(first, Some(0)));
+                }
                 Ok(true)
             }
             // Of one that is ending only what is retained is looked after.

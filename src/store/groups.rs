@@ -62,7 +62,7 @@ pub enum GroupChange {
         /// The group.
         n: u64,
     },
-    /// Sets what is to be done for a retained block, and nothing else. Without effect when it is not retained.
+    /// Sets what is to be done for a retained block, and nothing else. Without effect when it is not retained, or is so already.
     Todo {
         /// The block.
         block: BlockId,

@@ -43,11 +43,11 @@ impl Tables {
             },
             GroupChange::Forget { n } => groups.remove(n).is_some(),
             GroupChange::Todo { block, todo } => match self.kept.get(block).copied() {
-                Some(kept) => {
+                Some(kept) if kept.todo != *todo => {
                     self.set_kept(Kept { todo: *todo, ..kept });
                     true
                 }
-                None => false,
+                _ => false,
             },
             GroupChange::Record {
                 block,

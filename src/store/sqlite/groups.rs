@@ -70,7 +70,7 @@ impl Change<'_> {
             ),
             GroupChange::Forget { n } => self.run("DELETE FROM shard_group WHERE n = ?1", params![*n as i64]),
             GroupChange::Todo { block, todo } => self.run(
-                "UPDATE kept SET todo = ?2 WHERE block = ?1",
+                "UPDATE kept SET todo = ?2 WHERE block = ?1 AND todo IS NOT ?2",
                 params![blob(block), todo],
             ),
             GroupChange::Record {
