@@ -8,7 +8,7 @@ use super::locate::{self, Place};
 use super::progress::Bar;
 use super::report::{Exit, Outcome, from_client, print, print_json, size};
 use crate::control::client::{ask, unexpected};
-use crate::control::{Answer, Failure, Health, Replication, Request};
+use crate::control::{Answer, Failure, Groups, Health, Replication, Request};
 use crate::folder::config::parse_size;
 
 /// Longest silence of a daemon that frees: holders that do not answer are waited for five minutes.
@@ -109,6 +109,24 @@ pub fn sync(env: &Environment, args: SyncArgs) -> Outcome {
 
 /// The lines about replication in `dfs status` and `dfs sync`.
 pub(super) fn show(replication: &Replication) {
+    for line in &replication.groups {
+        let Groups {
+            have,
+            data,
+            parity,
+            groups,
+            bytes,
+        } = *line;
+        let survives = match have.checked_sub(data) {
+            Some(spare) => format!("survive the loss of {spare} more devices"),
+            None => "cannot be made from what other devices have".into(),
+        };
+        print(format_args!(
+            "redundancy {data}+{parity}: {groups} groups, {}, have {have} of {} shards: {survives}",
+            size(bytes),
+            data + parity
+        ));
+    }
     for line in &replication.health {
         let Health {
             replicas,

@@ -355,7 +355,10 @@ pub struct Changed {
 pub struct Replication {
     /// Blocks of the volume by how many replicas they have, fewest first.
     pub health: Vec<Health>,
-    /// Bytes of blocks that lack replicas.
+    /// Groups of erasure coding by how many of their shards other devices have, fewest first.
+    #[serde(default)]
+    pub groups: Vec<Groups>,
+    /// Bytes of blocks that lack replicas, or whose groups lack shards.
     pub lacking_bytes: u64,
     /// Bytes kept here for other members.
     pub held_bytes: u64,
@@ -389,6 +392,21 @@ pub struct Exchange {
     pub held_blocks: u64,
     /// Their bytes.
     pub held_bytes: u64,
+}
+
+/// Groups with so many shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Groups {
+    /// Shards on other devices, each in a failure zone of its own.
+    pub have: u8,
+    /// Blocks in each group.
+    pub data: u8,
+    /// Parity shards in each group.
+    pub parity: u8,
+    /// Groups.
+    pub groups: u64,
+    /// Bytes of their blocks.
+    pub bytes: u64,
 }
 
 /// Blocks with so many replicas.

@@ -10,8 +10,8 @@ mod path_text;
 mod server;
 
 pub use message::{
-    Answer, Changed, Copied, Exchange, Failure, Freed, Garbage, Group, Health, Member, Network, Peer, Pinned,
-    Progress, Replication, Reply, Request, Stall, Status, Totals, Verified,
+    Answer, Changed, Copied, Exchange, Failure, Freed, Garbage, Group, Groups, Health, Member, Network, Peer,
+    Pinned, Progress, Replication, Reply, Request, Stall, Status, Totals, Verified,
 };
 pub use server::{Handler, Server, ServerError};
 

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::Located;
 use super::network::Networking;
-use super::replication::{Own, Replication};
+use super::replication::{Own, Replication, ShardFetch, Shards};
 use super::watchdog;
 use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
@@ -85,14 +85,17 @@ impl Assembly {
         )?);
         let blocks: Arc<dyn BlockStore> = Arc::clone(&store) as Arc<dyn BlockStore>;
         let network = start_network(&config, &keys, located, &blocks);
-        let fetch: Arc<dyn Fetch> = match &network {
-            Some(network) => Arc::clone(network.node()) as Arc<dyn Fetch>,
+        let shards = network
+            .as_ref()
+            .map(|network| Shards::new(&store, network.node()));
+        let fetch: Arc<dyn Fetch> = match &shards {
+            Some(shards) => Arc::new(ShardFetch::start(shards)?),
             None => Arc::new(NoFetch),
         };
         let tiered = Tiered::new(blocks, fetch, config.network.timeout);
-        let replication = network
+        let replication = shards
             .as_ref()
-            .and_then(|network| start_replication(&config, &keys, located, &store, &tiered, network));
+            .and_then(|shards| start_replication(&config, &keys, located, &store, &tiered, shards));
         let mut assembly = Self {
             identity,
             store,
@@ -223,7 +226,7 @@ fn start_replication(
     located: &Located,
     store: &Arc<SqliteStore>,
     tiered: &Arc<Tiered>,
-    network: &Arc<Networking>,
+    shards: &Arc<Shards>,
 ) -> Option<Arc<Replication>> {
     let key = DeviceKey::from_bytes(&keys.device.seed());
     let offer = &config.replication;
@@ -233,12 +236,15 @@ fn start_replication(
             .quota
             .unwrap_or_else(|| share_of_disk(&located.state.store_path(), store)),
         reserve: offer.reserve,
-        wanted: offer.replicas,
+        wanted: offer
+            .redundancy
+            .map_or(offer.replicas, |groups| groups.parity + 1),
+        groups: offer.redundancy.map(|groups| (groups.data, groups.parity)),
         has_volume: keys.volume.is_some(),
         cache_size: config.store.cache_size,
         key,
     };
-    Replication::start(own, store, tiered, network.node(), &located.state)
+    Replication::start(own, store, tiered, shards, &located.state)
         .inspect_err(|error| tracing::error!(%error, "nothing is replicated: no thread for it"))
         .ok()
         .map(Arc::new)

@@ -205,7 +205,8 @@ pub(super) fn wait_for_replicas(
 }
 
 fn replicating(health: &Health) -> Progress {
-    let all: u64 = health.health.iter().map(|h| h.bytes).sum();
+    let single: u64 = health.health.iter().map(|h| h.bytes).sum();
+    let all = single + health.groups.iter().map(|g| g.bytes).sum::<u64>();
     Progress {
         what: "replicating".into(),
         done_bytes: all.saturating_sub(health.lacking_bytes),
@@ -365,14 +366,26 @@ pub(super) fn health(replication: &Replication) -> Health {
         let entry = members.entry(share.device).or_insert_with(|| none(share.device));
         (entry.held_blocks, entry.held_bytes) = (share.blocks, share.bytes);
     }
+    let groups: Vec<control::Groups> = replication
+        .groups()
+        .into_iter()
+        .map(|line| control::Groups {
+            have: line.have,
+            data: line.data,
+            parity: line.parity,
+            groups: line.groups,
+            bytes: line.bytes,
+        })
+        .collect();
+    let single = by_replicas.iter().filter(|line| line.replicas < line.wanted);
+    let single: u64 = single.map(|line| line.bytes).sum();
+    let grouped = groups.iter().filter(|line| line.have < line.data + line.parity);
+    let grouped: u64 = grouped.map(|line| line.bytes).sum();
     let (queued_blocks, queued_bytes) = replication.queued();
     Health {
-        lacking_bytes: by_replicas
-            .iter()
-            .filter(|line| line.replicas < line.wanted)
-            .map(|line| line.bytes)
-            .sum(),
+        lacking_bytes: single + grouped,
         health: by_replicas,
+        groups,
         held_bytes: replication.held_bytes(),
         queued_blocks,
         queued_bytes,

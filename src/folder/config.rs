@@ -17,6 +17,9 @@ pub const CONFIG_MAX: usize = 64 << 10;
 /// Says that dfs is to choose.
 const AUTO: &str = "auto";
 
+/// Says that there is to be none.
+const NONE: &str = "none";
+
 /// Most addresses one list may name.
 pub const ADDRESSES_MAX: usize = 64;
 
@@ -57,6 +60,8 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 [replication]
 # Copies of each block on other computers.
 # replicas = 2
+# Instead, such as "4+2": blocks are grouped by four, with two more of parity, and each of the six goes to another computer.
+# redundancy = "none"
 # Bytes kept here for other members, such as "50GB"; "auto": a quarter of the free space, "0": nothing.
 # quota = "auto"
 # Free space that other members may not use.
@@ -199,6 +204,9 @@ pub struct ReplicationConfig {
     /// Copies of each block on other computers.
     #[serde(deserialize_with = "replicas")]
     pub replicas: u8,
+    /// Erasure coding instead.
+    #[serde(deserialize_with = "redundancy")]
+    pub redundancy: Option<Redundancy>,
     /// Bytes kept for other members; `None`: a share of the free space.
     #[serde(deserialize_with = "quota")]
     pub quota: Option<u64>,
@@ -210,10 +218,20 @@ pub struct ReplicationConfig {
     pub zone: Option<String>,
 }
 
+/// `redundancy = "4+2"`: how many blocks form a group, and how many of its shards may be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redundancy {
+    /// Blocks of a group, 2 to 16.
+    pub data: u8,
+    /// Parity shards, 1 to 8.
+    pub parity: u8,
+}
+
 impl Default for ReplicationConfig {
     fn default() -> Self {
         Self {
             replicas: 2,
+            redundancy: None,
             quota: None,
             reserve: 1 << 30,
             zone: None,
@@ -311,6 +329,25 @@ fn write_budget<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 
 fn replicas<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
     whole(d, 0, i64::from(REPLICAS_MAX)).map(|number| number as u8)
+}
+
+fn redundancy<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Redundancy>, D::Error> {
+    let what = "expected \"none\" or blocks and parity such as \"4+2\", from 2+1 to 16+8";
+    let text = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    if text == NONE {
+        return Ok(None);
+    }
+    let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => text.parse::<u8>().ok(),
+        false => None,
+    };
+    let both = text
+        .split_once('+')
+        .and_then(|(data, parity)| Some((number(data)?, number(parity)?)));
+    match both {
+        Some((data @ 2..=16, parity @ 1..=8)) => Ok(Some(Redundancy { data, parity })),
+        _ => Err(D::Error::custom(what)),
+    }
 }
 
 fn quota<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
@@ -451,12 +488,23 @@ mod tests {
             (Some(50_000_000_000), Some("attic"), 3)
         );
         assert_eq!(offer("quota = 0").unwrap().quota, Some(0));
+        let groups = offer("redundancy = \"16+8\"").unwrap().redundancy;
+        assert_eq!(groups, Some(Redundancy { data: 16, parity: 8 }));
+        assert_eq!(offer("redundancy = \"none\"").unwrap().redundancy, None);
         for wrong in [
             "quota = \"much\"",
             "zone = \"\"",
             "replicas = 17",
             "reserve = -1",
             "copies = 2",
+            "redundancy = 2",
+            "redundancy = \"4\"",
+            "redundancy = \"1+1\"",
+            "redundancy = \"17+2\"",
+            "redundancy = \"4+0\"",
+            "redundancy = \"4+9\"",
+            "redundancy = \"4+ 2\"",
+            "redundancy = \"+4+2\"",
         ] {
             assert!(offer(wrong).is_err(), "{wrong}");
         }

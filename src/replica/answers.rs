@@ -16,6 +16,13 @@ const DAY_MS: u64 = 86_400_000;
 /// Audits in a row that a connected holder may leave unanswered before that counts as a failure.
 const WITHHELD_MAX: u8 = 3;
 
+impl Asked {
+    fn record_of(&self, block: &BlockId) -> Option<u64> {
+        let at = self.blocks.iter().position(|other| other == block)?;
+        self.records.get(at).copied()
+    }
+}
+
 impl Machine {
     pub(super) fn answer(&mut self, from: DeviceId, answer: Answer) -> Result<(), StoreError> {
         let Some(asked) = self.close(&from, answer.seq()) else {
@@ -132,7 +139,7 @@ impl Machine {
                 _ => {}
             }
             match self.store.kept(block)? {
-                Some(kept) => self.settle_todo(&kept, &replicas, &mut changes),
+                Some(kept) => self.settle_todo(&kept, &replicas, &mut changes)?,
                 // It was given up while the answer was on its way.
                 None if *outcome == Outcome::Granted => changes.push(ReplicaChange::Owe {
                     holder: from,
@@ -170,13 +177,22 @@ impl Machine {
             granted: asked.at_secs,
             seq,
             leaving: old.is_some_and(|old| old.leaving),
+            record: asked.record_of(&block).unwrap_or_else(|| {
+                old.filter(|old| old.until > self.secs())
+                    .map_or(0, |old| old.record)
+            }),
         }
     }
 
     /// As [`Machine::settle`]; what is to be released is found by the next pass.
-    pub(super) fn settle_todo(&self, kept: &Kept, replicas: &[Replica], changes: &mut Vec<ReplicaChange>) {
-        if !self.knows_hosts() {
-            return;
+    pub(super) fn settle_todo(
+        &self,
+        kept: &Kept,
+        replicas: &[Replica],
+        changes: &mut Vec<ReplicaChange>,
+    ) -> Result<(), StoreError> {
+        if !self.knows_hosts() || self.is_grouped(kept, changes)? {
+            return Ok(());
         }
         let judgement = self.settle(kept, replicas, changes);
         if judgement.todo.is_none() && !judgement.release.is_empty() {
@@ -186,6 +202,7 @@ impl Machine {
                 ..*kept
             }));
         }
+        Ok(())
     }
 
     fn is_full(&mut self, holder: DeviceId) {

@@ -177,7 +177,7 @@ impl Machine {
                 holder,
             });
             if let Some(kept) = self.store.kept(block)? {
-                self.settle_todo(&kept, &replicas, &mut changes);
+                self.settle_todo(&kept, &replicas, &mut changes)?;
             }
             broken.push((*block, *wrong));
             // It believes that it has it: asked whether, it would say yes. What is sent again replaces what is damaged there.

@@ -16,6 +16,9 @@ use crate::base::limits::BLOCK_MAX;
 /// Most shards of one kind in a group.
 pub const SHARDS_MAX: usize = 32;
 
+/// Longest record, in bytes.
+pub const RECORD_MAX: usize = 7 + SHARDS_MAX * (36 + 32);
+
 const MAGIC: &[u8; 4] = b"dfsE";
 const VERSION: u8 = 1;
 
@@ -54,9 +57,20 @@ impl Group {
         longest.next_multiple_of(2)
     }
 
+    /// Whether no shard stands for two.
+    pub fn is_distinct(&self) -> bool {
+        let all: std::collections::BTreeSet<&BlockId> = self.ids().collect();
+        all.len() == self.data.len() + self.parity.len()
+    }
+
     /// Every id, data first.
     pub fn ids(&self) -> impl Iterator<Item = &BlockId> {
         self.data.iter().map(|(id, _)| id).chain(&self.parity)
+    }
+
+    /// Length of the binary form, in bytes.
+    pub fn encoded_len(&self) -> usize {
+        7 + 36 * self.data.len() + 32 * self.parity.len()
     }
 
     /// Binary form: magic, version, counts, then ids and lengths.

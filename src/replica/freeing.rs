@@ -47,18 +47,19 @@ impl Machine {
     }
 
     pub(super) fn is_dropping(&self, block: &BlockId) -> bool {
-        self.drops.contains_key(block)
+        self.drops.contains_key(block) || self.is_in_group_drop(block)
     }
 
     /// Ends a drop without the removal. From here on leases may be granted again; its confirmations count for nothing.
     pub(super) fn abandon(&mut self, block: &BlockId) {
-        if self.drops.remove(block).is_some() {
+        if self.drops.remove(block).is_some() || self.leave_group_drop(block) {
             self.out.push(Action::Unfreed(*block, Unfreed::Contended));
         }
     }
 
     /// A holder's answer to the request for confirmation of one block.
     pub(super) fn confirmed(&mut self, block: &BlockId, holder: &DeviceId, outcome: Outcome) {
+        self.group_confirmed(block, holder, outcome);
         if let Some(drop) = self.drops.get_mut(block)
             && drop.waiting.remove(holder)
         {
@@ -80,9 +81,10 @@ impl Machine {
         }
         self.next_drops_ms = None;
         self.end_drops()?;
+        self.end_group_drops()?;
         self.begin_drops()?;
         self.ask_for_confirmations();
-        if !self.drops.is_empty() {
+        if !self.drops.is_empty() || !self.group_drops.is_empty() {
             let soon = self.now_ms + self.rules.drop_ms;
             self.next_drops_ms = Some(self.next_drops_ms.map_or(soon, |at| at.min(soon)));
         }
@@ -155,7 +157,7 @@ impl Machine {
         self.next_free_ms = None;
         let mut moves: BTreeMap<DeviceId, Vec<BlockId>> = BTreeMap::new();
         let mut changes = Vec::new();
-        while self.drops.len() < self.rules.drops_open {
+        while self.drops_begun() < self.rules.drops_open {
             let page = self.store.to_free(self.drop_cursor, STEP)?;
             for block in &page {
                 if self.is_dropping(block) {
@@ -169,6 +171,8 @@ impl Machine {
                         }
                         self.out.push(Action::Unfreed(*block, Unfreed::HeldForOthers));
                     }
+                    // With others of its group, once those that are under way have ended.
+                    Some(Unfreed::Contended) => self.free_deferred = true,
                     Some(why) => {
                         changes.push(ReplicaChange::Unfree { block: *block });
                         self.out.push(Action::Unfreed(*block, why));
@@ -205,6 +209,11 @@ impl Machine {
         Ok(())
     }
 
+    fn drops_begun(&self) -> usize {
+        let grouped: usize = self.group_drops.values().map(|drop| drop.blocks.len()).sum();
+        self.drops.len() + grouped
+    }
+
     /// Begins to drop a block; or says why not.
     fn begin_drop(&mut self, block: &BlockId) -> Result<Option<Unfreed>, StoreError> {
         if !self.store.leases(block)?.is_empty() {
@@ -218,6 +227,9 @@ impl Machine {
         }
         if self.store.length(block)?.is_none() {
             return Ok(Some(Unfreed::NotHere));
+        }
+        if let Some((group, _)) = self.group_of(&kept)?.filter(|(group, _)| !group.ending) {
+            return self.begin_group_drop(&kept, group.n);
         }
         let court = self.court();
         let need = usize::from(court.need(kept.wanted).max(1));
@@ -261,6 +273,7 @@ impl Machine {
                 }
             }
         }
+        self.group_asks(&mut asks);
         for (holder, mut blocks) in asks {
             blocks.sort_unstable();
             for part in blocks.chunks(BLOCKS_MAX) {
@@ -274,6 +287,7 @@ impl Machine {
                         drop.to_ask.remove(&holder);
                         drop.waiting.insert(holder);
                     }
+                    self.group_asked(holder, *block);
                 }
                 let mut challenge = [0; 32];
                 for eight in challenge.chunks_mut(8) {
@@ -282,7 +296,7 @@ impl Machine {
                 self.ask_lease(holder, part.to_vec(), Some(challenge), Purpose::Confirmation);
             }
         }
-        let unasked = self.drops.values().any(|drop| !drop.to_ask.is_empty());
+        let unasked = self.drops.values().any(|drop| !drop.to_ask.is_empty()) || self.has_group_asks();
         if unasked {
             let again = self.now_ms + self.rules.retry_ms.min(1000);
             self.next_drops_ms = Some(self.next_drops_ms.map_or(again, |at| at.min(again)));

@@ -3,9 +3,12 @@
 //! Invariant: a lease is durable, with its block, before its owner hears of it; a block that is being dropped gets none; a block
 //! leaves only after its last lease was given back or ran out, and a while later.
 
-use crate::base::{BlockId, DeviceId};
-use crate::store::{Lease, ReplicaChange, StoreError};
+use std::sync::Arc;
 
+use crate::base::{BlockId, DeviceId};
+use crate::store::{GroupChange, Lease, ReplicaChange, StoreError};
+
+use super::erasure::Group;
 use super::machine::{Machine, STEP};
 use super::message::{Action, Answer, Outcome, Report, Request};
 use super::rules::BLOCKS_MAX;
@@ -30,12 +33,17 @@ impl Machine {
             return Ok(());
         }
         match request {
-            Request::Put { seq, blocks } => self.lease(from, seq, &blocks, None, Outcome::Full),
+            Request::Put { seq, blocks } => self.lease(from, seq, &blocks, &[], None, Outcome::Full),
             Request::Lease {
                 seq,
                 blocks,
                 challenge,
-            } => self.lease(from, seq, &blocks, challenge, Outcome::Absent),
+            } => self.lease(from, seq, &blocks, &[], challenge, Outcome::Absent),
+            Request::Shards { seq, shards, sent } => {
+                let blocks: Vec<BlockId> = shards.iter().map(|(block, _)| *block).collect();
+                let if_missing = if sent { Outcome::Full } else { Outcome::Absent };
+                self.lease(from, seq, &blocks, &shards, None, if_missing)
+            }
             Request::Release { seq, blocks } => self.released(from, seq, &blocks),
             // The carrier answers these.
             Request::Audit { .. } => Ok(()),
@@ -57,6 +65,7 @@ impl Machine {
         from: DeviceId,
         seq: u64,
         blocks: &[BlockId],
+        shards: &[(BlockId, Arc<Group>)],
         challenge: Option<[u8; 32]>,
         if_missing: Outcome,
     ) -> Result<(), StoreError> {
@@ -104,6 +113,12 @@ impl Machine {
                 until,
                 seq: newest,
             }));
+            changes.extend(
+                shards
+                    .iter()
+                    .filter(|(shard, _)| shard == block)
+                    .map(|(_, group)| record(*block, from, seq, group)),
+            );
             outcomes.push((*block, Outcome::Granted));
         }
         let effects = self.store.apply(&changes, true)?;
@@ -209,4 +224,14 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+fn record(block: BlockId, owner: DeviceId, seq: u64, group: &Group) -> ReplicaChange {
+    ReplicaChange::Group(GroupChange::Record {
+        block,
+        owner,
+        seq,
+        record: group.encode().into(),
+        shards: group.ids().copied().collect(),
+    })
 }

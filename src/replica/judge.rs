@@ -61,7 +61,7 @@ pub(super) struct Judgement {
 }
 
 impl Court<'_> {
-    fn standing(&self, device: &DeviceId) -> Standing {
+    pub(super) fn standing(&self, device: &DeviceId) -> Standing {
         let peer = self.peers.get(device);
         peer.map(|peer| peer.standing(self.now_ms)).unwrap_or_default()
     }
@@ -76,6 +76,11 @@ impl Court<'_> {
             && self
                 .zone(&replica.holder)
                 .is_some_and(|zone| zone != self.own_zone)
+    }
+
+    /// Whether a replica is none any more: its holder was removed, or it has expired.
+    pub(super) fn is_over(&self, replica: &Replica) -> bool {
+        !self.standing(&replica.holder).member || replica.until <= self.secs
     }
 
     pub(super) fn zone(&self, device: &DeviceId) -> Option<&Zone> {
@@ -93,8 +98,7 @@ impl Court<'_> {
             need: self.need(kept.wanted),
             ..Judgement::default()
         };
-        let is_over =
-            |replica: &&Replica| !self.standing(&replica.holder).member || replica.until <= self.secs;
+        let is_over = |replica: &&Replica| self.is_over(replica);
         judgement.forget = replicas.iter().filter(is_over).map(|r| r.holder).collect();
         let counted: BTreeSet<&Zone> = replicas
             .iter()

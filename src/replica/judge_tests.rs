@@ -62,6 +62,7 @@ impl Case {
             granted: SECS - 10,
             seq: 1,
             leaving: false,
+            record: 0,
         });
         self.replicas.last_mut().unwrap()
     }
@@ -84,6 +85,7 @@ impl Case {
             mark: 0,
             copies: 0,
             todo: None,
+            group: None,
         };
         court.judge(&kept, &self.replicas)
     }

@@ -3,11 +3,14 @@
 //! Invariant: before a holder is told that it need not keep a block, that it does not counts here durably; no block is asked of a holder
 //! by two requests at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::base::{BlockId, DeviceId};
 use crate::store::{Kept, Replica, ReplicaChange, StoreError};
 
+use super::erasure::Group;
+use super::groups::todo;
 use super::judge::Judgement;
 use super::machine::{Machine, Purpose, STEP};
 use super::message::Request;
@@ -15,9 +18,20 @@ use super::rules::{BLOCKS_MAX, REBALANCE};
 
 /// Requests in the making.
 #[derive(Default)]
-struct Plan {
+pub(super) struct Plan {
     puts: BTreeMap<DeviceId, (Vec<BlockId>, u64)>,
     claims: BTreeMap<DeviceId, Vec<BlockId>>,
+    pub(super) shard_puts: BTreeMap<DeviceId, (Vec<(BlockId, Arc<Group>)>, u64)>,
+    pub(super) shard_claims: BTreeMap<DeviceId, Vec<(BlockId, Arc<Group>)>>,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.puts.values().all(|(blocks, _)| blocks.is_empty())
+            && self.claims.values().all(Vec::is_empty)
+            && self.shard_puts.values().all(|(shards, _)| shards.is_empty())
+            && self.shard_claims.values().all(Vec::is_empty)
+    }
 }
 
 impl Machine {
@@ -60,6 +74,14 @@ impl Machine {
         let mut changes = Vec::new();
         let mut more = false;
         for kept in &page {
+            let kept = &self.renew_settings(kept, &mut changes)?;
+            if self.is_grouped(kept, &mut changes)? {
+                more = true;
+                continue;
+            }
+            if self.is_waiting(kept) && self.can_group() {
+                continue;
+            }
             let judgement = self.court().judge(kept, &self.store.replicas(&kept.block)?);
             // Whose surplus is to be released is found again when there is something to do.
             let judgement = Judgement {
@@ -80,6 +102,10 @@ impl Machine {
         } else if std::mem::take(&mut self.review_again) {
             Some(None)
         } else {
+            if self.setup.groups.is_some() {
+                // What may join a group is known now.
+                self.gather_soon();
+            }
             None
         };
         Ok(())
@@ -95,7 +121,23 @@ impl Machine {
             let page = self.store.kept_todo(self.pass, STEP)?;
             let mut plan = Plan::default();
             let mut changes = Vec::new();
+            // Groups that may have come to their end.
+            let mut ending = BTreeSet::new();
             for kept in &page {
+                match self.group_of(kept)? {
+                    Some((group, record)) if !group.ending => {
+                        self.work_group(&group, record, &mut plan, &mut changes)?;
+                        continue;
+                    }
+                    Some((group, _)) => {
+                        ending.insert(group.n);
+                        if kept.wanted == 0 {
+                            changes.push(todo(kept.block, None));
+                            continue;
+                        }
+                    }
+                    None => {}
+                }
                 let replicas = self.store.replicas(&kept.block)?;
                 let judgement = self.court().judge(kept, &replicas);
                 let dropping = self.is_dropping(&kept.block);
@@ -118,10 +160,12 @@ impl Machine {
             }
             let durable = changes.iter().any(|c| matches!(c, ReplicaChange::Owe { .. }));
             self.store.apply(&changes, durable)?;
+            for n in &ending {
+                self.finish_group(*n)?;
+            }
             self.pass = page.last().and_then(|kept| Some((kept.todo?, kept.block)));
-            let asks = plan.puts.values().any(|(blocks, _)| !blocks.is_empty())
-                || plan.claims.values().any(|b| !b.is_empty());
-            self.carry_out(plan);
+            let asks = !plan.is_empty();
+            self.carry_out(plan)?;
             if page.len() < STEP {
                 // What is left waits for an answer, or for somebody to come.
                 let nothing = self.pass.is_none() && page.is_empty();
@@ -196,7 +240,7 @@ impl Machine {
         Ok(())
     }
 
-    fn carry_out(&mut self, plan: Plan) {
+    fn carry_out(&mut self, plan: Plan) -> Result<(), StoreError> {
         for (holder, (blocks, _)) in plan.puts {
             if !blocks.is_empty() {
                 let seq = self.next_seq();
@@ -210,6 +254,13 @@ impl Machine {
         for (holder, blocks) in plan.claims {
             self.ask_lease(holder, blocks, None, Purpose::Claim);
         }
+        for (holder, (shards, _)) in plan.shard_puts {
+            self.ask_for_shards(holder, shards, true)?;
+        }
+        for (holder, shards) in plan.shard_claims {
+            self.ask_for_shards(holder, shards, false)?;
+        }
+        Ok(())
     }
 
     pub(super) fn ask_lease(
@@ -329,6 +380,7 @@ impl Machine {
             changes.push(ReplicaChange::Replica(*replica));
             if let Some(kept) = self.store.kept(block)?
                 && self.knows_hosts()
+                && !self.is_grouped(&kept, &mut changes)?
             {
                 let judgement = self.settle(&kept, &replicas, &mut changes);
                 if judgement.todo.is_none() && !judgement.release.is_empty() {

@@ -11,6 +11,8 @@ use crate::base::{BlockId, DeviceId};
 use crate::store::{MemberState, Number, ReplicaChange, ReplicaStore, StoreError};
 
 use super::freeing::Drop;
+use super::group_freeing::GroupDrop;
+use super::grouping::Gathering;
 use super::judge::Court;
 use super::message::{Action, Checked, Event, Member, Report, Request, Slice};
 use super::peers::Peer;
@@ -30,8 +32,10 @@ pub struct Setup {
     pub reserve: u64,
     /// Whether it has a volume, whose collection removes blocks that nobody needs; a host's blocks are all others'.
     pub has_volume: bool,
-    /// Replicas that are wanted by default, for the report only.
+    /// Replicas that are wanted of each block that is in no group.
     pub wanted: u8,
+    /// Data and parity shards of a group; `None`: no groups are formed.
+    pub groups: Option<(u8, u8)>,
     /// The rules of its group.
     pub rules: Rules,
 }
@@ -57,6 +61,8 @@ pub(super) struct Asked {
     /// This device's clock then.
     pub(super) at_secs: u64,
     pub(super) blocks: Vec<BlockId>,
+    /// For each block the group whose record went along; empty: none did.
+    pub(super) records: Vec<u64>,
     pub(super) purpose: Purpose,
 }
 
@@ -94,6 +100,12 @@ pub struct Machine {
     /// Passes in a row that found nothing that could be done.
     pub(super) vain_passes: u32,
     pub(super) drops: HashMap<BlockId, Drop>,
+    /// Drops of grouped blocks, by group, and the shards that they are about.
+    pub(super) group_drops: BTreeMap<u64, GroupDrop>,
+    pub(super) shard_drops: HashMap<BlockId, u64>,
+    /// A wish to free waits for the drop of its group.
+    pub(super) free_deferred: bool,
+    pub(super) gathering: Gathering,
     pub(super) drop_cursor: Option<BlockId>,
     pub(super) next_drops_ms: Option<u64>,
     /// When wishes to free are looked at next.
@@ -178,6 +190,10 @@ impl Machine {
             next_pass_ms: None,
             vain_passes: 0,
             drops: HashMap::new(),
+            group_drops: BTreeMap::new(),
+            free_deferred: false,
+            shard_drops: HashMap::new(),
+            gathering: Gathering::new(store.number(Number::Group)?, setup.groups.map(|_| now_ms)),
             drop_cursor: None,
             next_drops_ms: None,
             next_free_ms: Some(now_ms),
@@ -209,6 +225,8 @@ impl Machine {
             Event::EndMark => self.end_mark()?,
             Event::Verify => self.verify(),
             Event::Free(blocks) => self.free(&blocks)?,
+            Event::Encoded(group) => self.encoded(&group)?,
+            Event::Unencoded(blocks) => self.unencoded(&blocks)?,
             Event::Disk(free) => self.disk_free = free,
         }
         self.upkeep()?;
@@ -216,6 +234,7 @@ impl Machine {
         self.review_step()?;
         self.sweep_step()?;
         self.pay()?;
+        self.gather_step()?;
         self.work()?;
         self.drop_step()?;
         self.renew()?;
@@ -279,6 +298,7 @@ impl Machine {
             at_ms: self.now_ms,
             at_secs: self.secs(),
             blocks,
+            records: Vec::new(),
             purpose,
         };
         self.asked.insert(seq, asked);
@@ -322,6 +342,9 @@ impl Machine {
             self.review_again = true;
         } else {
             self.review = Some(None);
+        }
+        if self.setup.groups.is_some() {
+            self.gather_soon();
         }
     }
 
@@ -371,7 +394,10 @@ impl Machine {
             self.look_at_all();
         }
         let possible = possible(&self.hosts, &self.setup.zone).min(255) as u8;
-        if possible < self.setup.wanted && self.told_zones != Some(possible) {
+        let shards = self.setup.groups.map_or(0, |(data, parity)| data + parity);
+        if possible < shards && self.told_zones != Some(possible) {
+            self.report(Report::TooFewForGroups { shards, possible });
+        } else if possible < self.setup.wanted && self.told_zones != Some(possible) {
             self.report(Report::TooFewZones {
                 wanted: self.setup.wanted,
                 possible,
@@ -449,6 +475,10 @@ impl Machine {
                 changed = true;
             }
         }
+        if (1..=secs).contains(&self.gathering.rest_until) {
+            self.gathering.rest_until = 0;
+            changed = true;
+        }
         if changed || !lost.is_empty() {
             self.look_at_all();
         }
@@ -483,7 +513,10 @@ impl Machine {
         if let Some(pass) = self.next_pass_ms {
             at(pass);
         }
-        for time in [self.next_drops_ms, self.next_free_ms].into_iter().flatten() {
+        for time in [self.next_drops_ms, self.next_free_ms, self.gathering.next_ms]
+            .into_iter()
+            .flatten()
+        {
             at(time);
         }
         for peer in self.peers.values().filter(|peer| peer.member && peer.connected) {

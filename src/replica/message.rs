@@ -3,8 +3,11 @@
 //! The carrier (`daemon`) moves messages over the network, moves and checks the bytes of blocks, and verifies signatures; the machine
 //! sees neither bytes nor keys. Sizes are bounded by [`BLOCKS_MAX`](super::rules::BLOCKS_MAX) blocks a message.
 
+use std::sync::Arc;
+
 use crate::base::{BlockId, DeviceId};
 
+use super::erasure::Group;
 use super::placement::Zone;
 
 /// A member of the group, as its certificate and its address record say.
@@ -73,6 +76,15 @@ pub enum Request {
         seq: u64,
         /// The slices.
         slices: Vec<Slice>,
+    },
+    /// Keep these shards of groups for me, and the records of their groups beside them.
+    Shards {
+        /// Number.
+        seq: u64,
+        /// The shards, with their groups.
+        shards: Vec<(BlockId, Arc<Group>)>,
+        /// They come along, as with PUT; else those that you have, as with LEASE.
+        sent: bool,
     },
     /// I want to be rid of these blocks that I keep for you. Not answered.
     Move {
@@ -181,6 +193,10 @@ pub enum Event {
     Verify,
     /// The user wants the space of these blocks.
     Free(Vec<BlockId>),
+    /// The group that [`Action::Encode`] asked for. Its parity shards were put into the store, where they may be evicted.
+    Encoded(Group),
+    /// It cannot be made now; the blocks are those that were named.
+    Unencoded(Vec<BlockId>),
     /// Space left on the disk of the store, in bytes.
     Disk(u64),
 }
@@ -229,6 +245,20 @@ pub enum Report {
     Full(DeviceId),
     /// Leases of this device ended because it did not renew them.
     Expired(DeviceId, usize),
+    /// Placement allows no groups: blocks are replicated one by one.
+    TooFewForGroups {
+        /// Zones that a group needs.
+        shards: u8,
+        /// Zones of other hosts.
+        possible: u8,
+    },
+    /// The first of some groups that cannot be made whole any more: their blocks are replicated one by one.
+    GroupEnds {
+        /// Zones that a group needs.
+        shards: u8,
+        /// Shards that are left.
+        have: u8,
+    },
     /// Placement allows fewer replicas than are wanted.
     TooFewZones {
         /// Replicas wanted by default.
@@ -245,6 +275,8 @@ pub enum Action {
     Ask(DeviceId, Request),
     /// Send an answer. With LEASED under a challenge the proofs go along.
     Answer(DeviceId, Answer, Option<[u8; 32]>),
+    /// Make so many parity shards of these blocks, which are here: see [`Event::Encoded`].
+    Encode(Vec<BlockId>, u8),
     /// Send [`Event::Tick`] at this time, in milliseconds of the machine's time; replaces the one before.
     Wake(u64),
     /// A block was removed from this device.

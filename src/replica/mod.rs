@@ -9,6 +9,12 @@ mod auditing;
 mod collecting;
 pub mod erasure;
 mod freeing;
+mod group_freeing;
+mod group_judge;
+#[cfg(test)]
+mod group_simulation_tests;
+mod grouping;
+mod groups;
 mod holding;
 mod judge;
 #[cfg(test)]

@@ -46,6 +46,12 @@ pub struct Rules {
     pub answer_ms: u64,
     /// When a full holder is asked again, in milliseconds; doubled each time, up to a day.
     pub full_ms: u64,
+    /// How long new blocks wait for others to form a group with, in milliseconds.
+    pub gather_ms: u64,
+    /// Groups whose parity is being computed at a time.
+    pub encodings_open: usize,
+    /// How long blocks of groups that ended for lack of hosts stay by themselves, in seconds.
+    pub regroup_secs: u64,
     /// Blocks being dropped at a time.
     pub drops_open: usize,
     /// How long a drop waits for confirmations, in milliseconds.
@@ -78,6 +84,9 @@ impl Default for Rules {
             puts_open: 2,
             answer_ms: 60_000,
             full_ms: HOUR * 1000,
+            gather_ms: 5_000,
+            encodings_open: 8,
+            regroup_secs: DAY,
             drops_open: 1024,
             drop_ms: 60_000,
             refree_ms: HOUR * 1000,

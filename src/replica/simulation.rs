@@ -2,6 +2,8 @@
 //! device has. The same seed gives the same run.
 
 mod disk;
+mod groups;
+mod network;
 mod people;
 mod truth;
 
@@ -15,10 +17,10 @@ use parking_lot::Mutex;
 
 use self::disk::Disk;
 use super::machine::{Machine, Setup};
-use super::message::{Action, Answer, Event, Member, Outcome, Report, Request, Retained, Unfreed};
+use super::message::{Action, Answer, Event, Member, Report, Request, Retained, Unfreed};
 use super::rules::Rules;
 use crate::base::{BlockId, DeviceId, StoreId};
-use crate::store::{BlockStore, MemoryStore, Put, PutKind, ReplicaStore};
+use crate::store::{BlockStore, MemoryStore, ReplicaStore};
 
 pub(super) const SECOND: u64 = 1000;
 pub(super) const MINUTE: u64 = 60 * SECOND;
@@ -121,6 +123,12 @@ enum Happening {
         wake: u64,
     },
     Boot(usize),
+    /// What a device had computed.
+    Computed {
+        at: usize,
+        booted_ms: u64,
+        event: Event,
+    },
     /// A device is told that another came or went.
     Link {
         at: usize,
@@ -225,6 +233,7 @@ impl World {
                 reserve: 0,
                 has_volume,
                 wanted: 2,
+                groups: None,
                 rules,
             },
             disk: Arc::new(Disk {
@@ -375,14 +384,6 @@ impl World {
         }
     }
 
-    fn fetch(&self, at: usize, block: &BlockId) -> Option<Bytes> {
-        let near = std::iter::once(at).chain((0..self.devices.len()).filter(|other| self.linked(at, *other)));
-        let mut holders = near.map(|n| &self.devices[n]).filter(|d| d.has(block));
-        holders
-            .next()
-            .and_then(|d| d.disk.inner.get(block).ok().flatten())
-    }
-
     fn tell(&mut self, at: usize, event: Event) {
         let time = self.now - self.devices[at].booted_ms;
         let Some(machine) = self.devices[at].machine.as_mut() else {
@@ -418,6 +419,7 @@ impl World {
                     self.check_freed(at, &block);
                 }
                 Action::Unfreed(_, why) => *self.devices[at].unfreed.entry(why).or_default() += 1,
+                Action::Encode(blocks, parity) => self.encode(at, blocks, parity),
                 Action::Report(Report::Condemned(holder)) => {
                     self.devices[at].condemned.insert(holder);
                 }
@@ -425,127 +427,6 @@ impl World {
             }
         }
         self.check_removed(at, true);
-    }
-
-    fn send_request(&mut self, from: usize, to: usize, request: Request) {
-        let sent = &mut self.sent;
-        *match &request {
-            Request::Put { .. } => &mut sent.puts,
-            Request::Lease { challenge: None, .. } => &mut sent.leases,
-            Request::Lease { .. } => &mut sent.confirmations,
-            Request::Release { .. } => &mut sent.releases,
-            Request::Audit { .. } => &mut sent.audits,
-            Request::Move { .. } => &mut sent.moves,
-        } += 1;
-        let Request::Put { seq, blocks } = request else {
-            return self.send(from, to, Payload::Ask(request, Vec::new()));
-        };
-        let found: Vec<(BlockId, Bytes)> = blocks
-            .iter()
-            .filter_map(|block| Some((*block, self.fetch(from, block)?)))
-            .collect();
-        if found.is_empty() {
-            self.sent.puts -= 1;
-            return self.tell(from, Event::Unsent(self.devices[to].setup.device, seq));
-        }
-        let (blocks, bytes) = found.into_iter().unzip();
-        self.send(from, to, Payload::Ask(Request::Put { seq, blocks }, bytes));
-    }
-
-    fn send(&mut self, from: usize, to: usize, payload: Payload) {
-        let copies = 1 + u64::from(self.dice.hits(self.weather.twice));
-        for _ in 0..copies {
-            if self.dice.hits(self.weather.loss) || !self.linked(from, to) {
-                continue;
-            }
-            // Now and then one is very late, and overtaken by others.
-            let slow = if self.dice.hits(self.weather.twice) {
-                100
-            } else {
-                1
-            };
-            let delay = 1 + self.dice.below(self.weather.delay_ms * slow);
-            let payload = payload.clone();
-            self.at(self.now + delay, Happening::Deliver { from, to, payload });
-        }
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, payload: Payload) {
-        let sender = self.devices[from].setup.device;
-        if !self.devices[to].is_up() || self.devices[from].removed || self.devices[to].removed {
-            return;
-        }
-        let (request, bytes) = match payload {
-            Payload::Answer(answer) => return self.tell(to, Event::Answer(sender, answer)),
-            Payload::Ask(request, bytes) => (request, bytes),
-        };
-        let lie = self.devices[to].lie;
-        match request {
-            Request::Audit { seq, slices } => {
-                if lie != Some(Lie::Withholds) {
-                    let verdicts = slices.iter().map(|s| (s.block, self.show(to, s))).collect();
-                    self.send(to, from, Payload::Answer(Answer::Audited { seq, verdicts }));
-                }
-            }
-            Request::Lease {
-                challenge: Some(_), ..
-            } if lie == Some(Lie::Withholds) => {}
-            Request::Put { seq, ref blocks } | Request::Lease { seq, ref blocks, .. }
-                if lie == Some(Lie::Drops) =>
-            {
-                let challenged = matches!(
-                    request,
-                    Request::Lease {
-                        challenge: Some(_),
-                        ..
-                    }
-                );
-                let outcomes = blocks.iter().map(|block| (*block, Outcome::Granted)).collect();
-                let answer = Answer::Leased {
-                    seq,
-                    term_secs: u64::MAX,
-                    outcomes,
-                };
-                let answer = self.prove(to, answer, challenged);
-                self.send(to, from, Payload::Answer(answer));
-            }
-            Request::Put { seq, blocks } => {
-                for (block, bytes) in blocks.iter().zip(bytes) {
-                    let room = self.devices[to]
-                        .machine
-                        .as_ref()
-                        .is_some_and(|m| m.has_room(bytes.len() as u32).unwrap());
-                    if room {
-                        let put = Put {
-                            id: *block,
-                            bytes,
-                            kind: PutKind::Cached,
-                            plain: None,
-                        };
-                        self.devices[to].disk.inner.put(vec![put]).unwrap();
-                    }
-                }
-                self.tell(
-                    to,
-                    Event::Request(
-                        sender,
-                        Request::Put {
-                            seq,
-                            blocks: blocks.clone(),
-                        },
-                    ),
-                );
-                if lie == Some(Lie::Corrupts) {
-                    for block in blocks {
-                        self.devices[to]
-                            .disk
-                            .inner
-                            .damage(&block, Bytes::from_static(b"rot"));
-                    }
-                }
-            }
-            request => self.tell(to, Event::Request(sender, request)),
-        }
     }
 
     /// Runs until `until`.
@@ -567,6 +448,11 @@ impl World {
                     }
                 }
                 Happening::Boot(at) => self.boot(at),
+                Happening::Computed { at, booted_ms, event } => {
+                    if self.devices[at].booted_ms == booted_ms {
+                        self.tell(at, event);
+                    }
+                }
                 Happening::Link { at, other, booted_ms } => {
                     let device = self.devices[other].setup.device;
                     if self.devices[at].booted_ms == booted_ms {

@@ -10,13 +10,13 @@ use super::simulation::{DAY, Dice, FAIR, HOUR, Lie, MINUTE, SECOND, Sent, Weathe
 use crate::base::BlockId;
 use crate::store::ReplicaStore;
 
-fn is_long() -> bool {
+pub(super) fn is_long() -> bool {
     std::env::var("NEXTEST_PROFILE").is_ok_and(|profile| profile == "long")
 }
 
 /// Runs `round` with seeds one after another: the one given, or at least `count` new ones, for at most about `secs` seconds
 /// (an hour with `--long`).
-fn with_seeds(count: u64, secs: u64, round: impl Fn(u64)) {
+pub(super) fn with_seeds(count: u64, secs: u64, round: impl Fn(u64)) {
     let run = |seed: u64| {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| round(seed))) {
             eprintln!("repeat with DFS_TEST_SEED={seed}");
@@ -47,7 +47,7 @@ fn with_seeds(count: u64, secs: u64, round: impl Fn(u64)) {
     eprintln!("{done} seeds");
 }
 
-fn storm(dice: &mut Dice) -> Weather {
+pub(super) fn storm(dice: &mut Dice) -> Weather {
     Weather {
         loss: dice.below(200),
         twice: dice.below(100),
@@ -66,7 +66,7 @@ fn equals(world: &mut World, count: usize, rules: Rules) -> Vec<usize> {
 }
 
 /// Quiet weather, everybody up who can be, and time for everything to settle.
-fn settle(world: &mut World, time: u64) {
+pub(super) fn settle(world: &mut World, time: u64) {
     world.weather = FAIR;
     for n in 0..world.devices.len() {
         world.split(n, 0);
@@ -83,7 +83,7 @@ fn settle(world: &mut World, time: u64) {
     }
 }
 
-fn assert_all_repaired(world: &World) {
+pub(super) fn assert_all_repaired(world: &World) {
     for n in 0..world.devices.len() {
         let device = &world.devices[n];
         if device.gone || device.lie.is_some() {
@@ -104,6 +104,19 @@ fn assert_all_repaired(world: &World) {
             // A liar that was acquitted counts until it is found again.
             let liars = world.devices.iter().filter(|d| d.lie.is_some()).count();
             let need = usize::from(*wanted).min(zones.len()).saturating_sub(liars);
+            if let Some(group) = world.group_of(n, block) {
+                let all = group.data.len() + group.parity.len();
+                let have = world.honest_shards(n, &group);
+                assert!(
+                    have >= all.min(zones.len()).saturating_sub(liars),
+                    "{block} of device {n} has {have} shards of {all}: {:?}",
+                    group
+                        .ids()
+                        .map(|id| device.store().replicas(id))
+                        .collect::<Vec<_>>()
+                );
+                continue;
+            }
             let have = world.honest_replicas(n, block);
             assert!(
                 have >= need,
@@ -114,7 +127,7 @@ fn assert_all_repaired(world: &World) {
     }
 }
 
-fn assert_nothing_leaks(world: &World) {
+pub(super) fn assert_nothing_leaks(world: &World) {
     for (n, device) in world.devices.iter().enumerate() {
         if device.gone || device.lie.is_some() {
             continue;
@@ -128,7 +141,7 @@ fn assert_nothing_leaks(world: &World) {
                     .find(|d| d.setup.device == lease.owner)
                     .unwrap();
                 assert!(
-                    owner.retained.contains_key(&block),
+                    owner.retained.contains_key(&block) || world.is_shard(owner, &block),
                     "device {n} keeps {block} for an owner that does not retain it"
                 );
                 let knows = owner
@@ -149,7 +162,7 @@ fn assert_nothing_leaks(world: &World) {
     }
 }
 
-fn assert_nothing_is_lost(world: &World) {
+pub(super) fn assert_nothing_is_lost(world: &World) {
     let lost: Vec<BlockId> = world
         .lost()
         .into_iter()
@@ -159,7 +172,7 @@ fn assert_nothing_is_lost(world: &World) {
 }
 
 /// After a quiet day nothing is said any more but what keeps leases alive and holders honest.
-fn assert_silence(world: &mut World) {
+pub(super) fn assert_silence(world: &mut World) {
     world.sent = Sent::default();
     let until = world.now + DAY / 2;
     world.run(until);
@@ -234,108 +247,125 @@ fn two_devices_that_free_the_same_files_at_once_leave_replicas_of_all() {
 
 #[test]
 fn a_group_in_storms_keeps_everything_and_comes_to_rest() {
+    with_seeds(u64::MAX, 12, |seed| storms(seed, None));
+}
+
+#[test]
+fn shards_in_storms_keep_everything_and_come_to_rest() {
     with_seeds(u64::MAX, 12, |seed| {
-        let mut world = World::new(seed);
-        let mut dice = Dice::new(seed ^ 2);
-        let volumes = 2 + dice.below(3) as usize;
-        let hosts = 3 + dice.below(3) as usize;
-        let zones = 4 + dice.below(4);
-        for n in 0..volumes + hosts {
-            let zone = format!("zone {}", if n < 4 { n as u64 } else { dice.below(zones) });
-            // Some are soon full: a block has 96 bytes.
-            let quota = if dice.hits(200) { 1000 } else { 1 << 20 };
-            let at = world.add(&zone, quota, n < volumes, Rules::default());
-            world.devices[at].wall_error = dice.below(100 * 86_400);
-        }
-        // At most one lies, or every promise of the others would be worth nothing.
-        if dice.hits(500) {
-            let liar = volumes + dice.below(hosts as u64) as usize;
-            world.devices[liar].lie =
-                Some([Lie::Drops, Lie::Corrupts, Lie::Withholds][dice.below(3) as usize]);
-        }
-        (0..volumes + hosts).for_each(|n| world.boot(n));
-        world.run(world.now + MINUTE);
-        let mut destroyed = false;
-        for _ in 0..30 + dice.below(40) {
-            if dice.hits(200) {
-                world.weather = if dice.hits(500) { FAIR } else { storm(&mut dice) };
-            }
-            let at = dice.below(volumes as u64) as usize;
-            let any = dice.below((volumes + hosts) as u64) as usize;
-            match dice.below(14) {
-                0..=3 if world.devices[at].is_up() => {
-                    for _ in 0..dice.below(20) {
-                        let block = world.write(at);
-                        // Another device gets the same tree.
-                        let other = dice.below(volumes as u64) as usize;
-                        if other != at {
-                            world.retain(other, &[block], 2);
-                        }
-                    }
-                }
-                4 | 5 => {
-                    let mine: Vec<BlockId> = world.devices[at].retained.keys().copied().collect();
-                    world.free(at, &mine);
-                }
-                6 => {
-                    // Deleted, which all of the volume come to know: after a while nobody retains it.
-                    let mine: Vec<BlockId> = world.devices[at]
-                        .retained
-                        .keys()
-                        .copied()
-                        .filter(|_| dice.hits(200))
-                        .collect();
-                    for n in 0..volumes {
-                        if world.devices[n].is_up() {
-                            world.give_up(n, &mine);
-                        } else {
-                            world.devices[n].retained.retain(|block, _| !mine.contains(block));
-                        }
-                    }
-                }
-                7 => world.crash(any),
-                8 => world.split(any, dice.below(3) as u8),
-                9 => world.split(any, 0),
-                10 => {
-                    let mine: Vec<BlockId> = world.devices[at].retained.keys().copied().collect();
-                    if !mine.is_empty() {
-                        world.read(at, &mine[dice.below(mine.len() as u64) as usize]);
-                    }
-                }
-                11 => {
-                    // Away for a long time, with a clock that is wrong when it comes back.
-                    world.stop(any);
-                    world.devices[any].wall_error = dice.below(400 * 86_400);
-                }
-                12 if !destroyed && world.devices[any].lie.is_none() => {
-                    destroyed = true;
-                    world.destroy(any);
-                    world.dismiss(any);
-                }
-                _ => world.boot(any),
-            }
-            let longest = if dice.hits(100) { 10 * DAY } else { HOUR };
-            let wait = dice.below(longest);
-            world.run(world.now + wait);
-            assert_nothing_is_lost(&world);
-        }
-        for n in 0..volumes {
-            let kept: Vec<BlockId> = Vec::new();
-            world.boot(n);
-            world.give_up(n, &kept);
-        }
-        settle(&mut world, 3 * DAY);
-        assert_nothing_is_lost(&world);
-        // Leases of those that never come back, and of requests whose answers were lost, run out.
-        settle(&mut world, 135 * DAY);
-        for n in 0..volumes {
-            world.collect(n);
-        }
-        assert_nothing_is_lost(&world);
-        assert_all_repaired_where_there_is_room(&world);
-        assert_nothing_leaks(&world);
-        assert_silence(&mut world);
+        let shape = [(2, 1), (3, 1), (2, 2), (4, 2)][(seed % 4) as usize];
+        storms(seed, Some(shape));
     });
+}
+
+/// All kinds of mishaps, with blocks by themselves or in groups of `data` and `parity` shards.
+fn storms(seed: u64, shape: Option<(u8, u8)>) {
+    let mut world = World::new(seed);
+    let mut dice = Dice::new(seed ^ 2);
+    let volumes = 2 + dice.below(3) as usize;
+    // Sometimes too few for groups, from the beginning or later.
+    let more = shape.map_or(0, |(data, parity)| u64::from(data + parity) - 3);
+    let hosts = (3 + more + dice.below(3)) as usize;
+    let zones = 4 + more + dice.below(4);
+    for n in 0..volumes + hosts {
+        let own = 4 + more as usize;
+        let zone = format!("zone {}", if n < own { n as u64 } else { dice.below(zones) });
+        // Some are soon full: a block has 96 bytes.
+        let quota = if dice.hits(200) { 1000 } else { 1 << 20 };
+        let at = world.add(&zone, quota, n < volumes, Rules::default());
+        world.devices[at].wall_error = dice.below(100 * 86_400);
+        if let Some((data, parity)) = shape.filter(|_| n < volumes) {
+            world.protect(at, data, parity);
+        }
+    }
+    let wanted = world.devices[0].setup.wanted;
+    // At most one lies, or every promise of the others would be worth nothing.
+    if dice.hits(500) {
+        let liar = volumes + dice.below(hosts as u64) as usize;
+        world.devices[liar].lie = Some([Lie::Drops, Lie::Corrupts, Lie::Withholds][dice.below(3) as usize]);
+    }
+    (0..volumes + hosts).for_each(|n| world.boot(n));
+    world.run(world.now + MINUTE);
+    let mut destroyed = false;
+    for _ in 0..30 + dice.below(40) {
+        if dice.hits(200) {
+            world.weather = if dice.hits(500) { FAIR } else { storm(&mut dice) };
+        }
+        let at = dice.below(volumes as u64) as usize;
+        let any = dice.below((volumes + hosts) as u64) as usize;
+        match dice.below(14) {
+            0..=3 if world.devices[at].is_up() => {
+                for _ in 0..dice.below(20) {
+                    let block = world.write(at);
+                    // Another device gets the same tree.
+                    let other = dice.below(volumes as u64) as usize;
+                    if other != at {
+                        world.retain(other, &[block], wanted);
+                    }
+                }
+            }
+            4 | 5 => {
+                let mine: Vec<BlockId> = world.devices[at].retained.keys().copied().collect();
+                world.free(at, &mine);
+            }
+            6 => {
+                // Deleted, which all of the volume come to know: after a while nobody retains it.
+                let mine: Vec<BlockId> = world.devices[at]
+                    .retained
+                    .keys()
+                    .copied()
+                    .filter(|_| dice.hits(200))
+                    .collect();
+                for n in 0..volumes {
+                    if world.devices[n].is_up() {
+                        world.give_up(n, &mine);
+                    } else {
+                        world.devices[n].retained.retain(|block, _| !mine.contains(block));
+                    }
+                }
+            }
+            7 => world.crash(any),
+            8 => world.split(any, dice.below(3) as u8),
+            9 => world.split(any, 0),
+            10 => {
+                let mine: Vec<BlockId> = world.devices[at].retained.keys().copied().collect();
+                if !mine.is_empty() {
+                    world.read(at, &mine[dice.below(mine.len() as u64) as usize]);
+                }
+            }
+            11 => {
+                // Away for a long time, with a clock that is wrong when it comes back.
+                world.stop(any);
+                world.devices[any].wall_error = dice.below(400 * 86_400);
+            }
+            12 if !destroyed && world.devices[any].lie.is_none() => {
+                destroyed = true;
+                world.destroy(any);
+                world.dismiss(any);
+            }
+            _ => world.boot(any),
+        }
+        let longest = if dice.hits(100) { 10 * DAY } else { HOUR };
+        let wait = dice.below(longest);
+        world.run(world.now + wait);
+        assert_nothing_is_lost(&world);
+    }
+    for n in 0..volumes {
+        let kept: Vec<BlockId> = Vec::new();
+        world.boot(n);
+        world.give_up(n, &kept);
+    }
+    settle(&mut world, 3 * DAY);
+    assert_nothing_is_lost(&world);
+    // Leases of those that never come back, and of requests whose answers were lost, run out.
+    settle(&mut world, 135 * DAY);
+    for n in 0..volumes {
+        world.collect(n);
+    }
+    assert_nothing_is_lost(&world);
+    assert_all_repaired_where_there_is_room(&world);
+    assert_nothing_leaks(&world);
+    assert_silence(&mut world);
 }
 
 /// With hosts that are full, only that nothing is worse than it has to be can be said: where none is, everything is repaired.

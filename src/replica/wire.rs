@@ -8,6 +8,10 @@ use crate::base::clock::UnixSecs;
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::keys::{DeviceKey, verify};
 
+use std::sync::Arc;
+
+use super::erasure::Group;
+use super::erasure::RECORD_MAX;
 use super::message::{Outcome, Request, Slice};
 use super::rules::BLOCKS_MAX;
 use super::slice::SLICE_MAX;
@@ -29,12 +33,26 @@ const LEASE: u8 = 3;
 const RELEASE: u8 = 4;
 const AUDIT: u8 = 5;
 const MOVE: u8 = 6;
+const SHARDS: u8 = 7;
+const WHICH: u8 = 8;
 
 const NOTED: u8 = 1;
 const LEASED: u8 = 2;
 const RELEASED: u8 = 3;
 const SLICES: u8 = 4;
 const BUSY: u8 = 5;
+const GROUPS: u8 = 6;
+
+/// Longest message with shards, in bytes: what one of the network carries, see `node::frame`.
+const SHARDS_BODY_MAX: usize = 16 << 10;
+
+/// Most groups in the answer to WHICH.
+pub const GROUPS_MAX: usize = 16;
+
+/// How many shards of groups like this one go into a message.
+pub fn shards_max(group: &Group) -> usize {
+    (SHARDS_BODY_MAX - 12) / (32 + 2 + group.encoded_len())
+}
 
 /// What a device says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +66,8 @@ pub enum Said {
     },
     /// A request of its machine.
     Request(Request),
+    /// In which groups is this block?
+    Which(BlockId),
 }
 
 /// What is answered.
@@ -76,6 +96,8 @@ pub enum Told {
         /// When to ask again, in milliseconds.
         retry_ms: u64,
     },
+    /// To WHICH: records of groups. Only what is made with them tells whether they are right.
+    Groups(Vec<Group>),
 }
 
 /// A holder's signed word on which blocks of a request it keeps, and how long.
@@ -212,6 +234,18 @@ impl Said {
                 w.u8(MOVE);
                 ids(&mut w, blocks);
             }
+            Self::Request(Request::Shards { seq, shards, sent }) => {
+                w.u8(SHARDS)
+                    .u64(*seq)
+                    .u8(u8::from(*sent))
+                    .u16(shards.len() as u16);
+                for (block, group) in shards {
+                    w.raw(block.as_bytes()).bytes16(&group.encode());
+                }
+            }
+            Self::Which(block) => {
+                w.u8(WHICH).raw(block.as_bytes());
+            }
         }
         w.into_vec()
     }
@@ -262,6 +296,26 @@ impl Said {
             MOVE => Self::Request(Request::Move {
                 blocks: read_ids(&mut r)?,
             }),
+            SHARDS => {
+                let seq = r.u64()?;
+                let sent = match r.u8()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(DecodeError::Invalid("neither sent nor not")),
+                };
+                let count = bounded(r.u16()?, BLOCKS_MAX)?;
+                let shards = (0..count).map(|_| {
+                    let block = BlockId(r.array()?);
+                    let group = Group::decode(r.bytes16(RECORD_MAX)?)?;
+                    if !group.ids().any(|id| *id == block) {
+                        return Err(DecodeError::Invalid("the record is of another shard"));
+                    }
+                    Ok((block, Arc::new(group)))
+                });
+                let shards = shards.collect::<Result<_, DecodeError>>()?;
+                Self::Request(Request::Shards { seq, shards, sent })
+            }
+            WHICH => Self::Which(BlockId(r.array()?)),
             _ => return Err(DecodeError::Invalid("unknown request")),
         };
         r.finish()?;
@@ -294,6 +348,12 @@ impl Told {
             Self::Busy { seq, retry_ms } => {
                 w.u8(BUSY).u64(*seq).u64(*retry_ms);
             }
+            Self::Groups(groups) => {
+                w.u8(GROUPS).u16(groups.len() as u16);
+                for group in groups {
+                    w.bytes16(&group.encode());
+                }
+            }
         }
         w.into_vec()
     }
@@ -316,6 +376,11 @@ impl Told {
                 seq: r.u64()?,
                 retry_ms: r.u64()?,
             },
+            GROUPS => {
+                let count = bounded(r.u16()?, GROUPS_MAX)?;
+                let groups = (0..count).map(|_| Group::decode(r.bytes16(RECORD_MAX)?));
+                Self::Groups(groups.collect::<Result<_, _>>()?)
+            }
             _ => return Err(DecodeError::Invalid("unknown answer")),
         };
         r.finish()?;
@@ -425,6 +490,67 @@ mod tests {
         ]
     }
 
+    fn group() -> Group {
+        Group {
+            data: vec![(BlockId([1; 32]), 100), (BlockId([2; 32]), 65_537)],
+            parity: vec![BlockId([3; 32])],
+        }
+    }
+
+    #[test]
+    fn shards_and_groups_come_back_as_they_were() {
+        let shards = vec![
+            (BlockId([2; 32]), Arc::new(group())),
+            (BlockId([3; 32]), Arc::new(group())),
+        ];
+        let said = [
+            Said::Request(Request::Shards {
+                seq: 9,
+                shards,
+                sent: true,
+            }),
+            Said::Which(BlockId([1; 32])),
+        ];
+        let told = Told::Groups(vec![group()]);
+        let bytes: Vec<u8> = said.iter().flat_map(Said::encode).chain(told.encode()).collect();
+        assert_eq!(
+            blake3::hash(&bytes).to_hex().as_str(),
+            "d5040a2eff92b4c9898fc6521125b572a1eaed3f706374159af3c0205bb47b53",
+            "the messages about groups changed: raise the version of the protocol"
+        );
+        assert_eq!(Told::decode(&told.encode()), Ok(told));
+        for said in said {
+            assert_eq!(Said::decode(&said.encode()), Ok(said));
+        }
+        let of_another = Request::Shards {
+            seq: 9,
+            shards: vec![(BlockId([4; 32]), Arc::new(group()))],
+            sent: false,
+        };
+        assert!(Said::decode(&Said::Request(of_another).encode()).is_err());
+    }
+
+    #[test]
+    fn as_many_shards_as_go_into_a_message_do() {
+        for shards in [1, 8, super::super::erasure::SHARDS_MAX] {
+            let group = Arc::new(Group {
+                data: vec![(BlockId([1; 32]), 100); shards],
+                parity: vec![BlockId([3; 32]); shards],
+            });
+            let most = shards_max(&group);
+            let request = Request::Shards {
+                seq: 9,
+                shards: vec![(BlockId([1; 32]), group); most],
+                sent: false,
+            };
+            let len = Said::Request(request).encode().len();
+            assert!(
+                most > 0 && len <= SHARDS_BODY_MAX,
+                "{most} of {shards}: {len} bytes"
+            );
+        }
+    }
+
     #[test]
     fn everything_comes_back_as_it_was() {
         for said in said() {
@@ -469,7 +595,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_decoded_encodes_to_the_same(kind in 0u8..8, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn what_is_decoded_encodes_to_the_same(kind in 0u8..10, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             bytes.insert(0, kind);
             if let Ok(said) = Said::decode(&bytes) {
                 prop_assert_eq!(said.encode(), bytes.clone());

@@ -4,6 +4,8 @@ pub mod api;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod fault;
+mod groups;
+mod groups_memory;
 mod memory;
 mod replica;
 #[cfg(test)]
@@ -17,6 +19,7 @@ pub use api::{
     StoreStats, Want,
 };
 pub use fault::{Fault, FaultStore, Op};
+pub use groups::{GroupChange, GroupHealth, GroupStore, ShardGroup};
 pub use memory::MemoryStore;
 pub use replica::{
     Cold, Health, Kept, Lease, MemberState, Number, Replica, ReplicaChange, ReplicaStore, Share,

@@ -7,6 +7,7 @@
 //! Times are seconds of the clocks that `docs/replication.md` defines; they never come from the wall.
 
 use super::StoreError;
+use super::groups::{GroupChange, GroupStore};
 use crate::base::{BlockId, DeviceId};
 
 /// Somebody's right that this device keeps a block.
@@ -39,6 +40,8 @@ pub struct Replica {
     pub seq: u64,
     /// The holder asked to be rid of it.
     pub leaving: bool,
+    /// The group whose record the holder has beside it; zero: none.
+    pub record: u64,
 }
 
 /// A block that this device retains, and so answers for.
@@ -48,7 +51,7 @@ pub struct Kept {
     pub block: BlockId,
     /// Its length, in bytes.
     pub len: u32,
-    /// Replicas wanted on other devices.
+    /// Replicas wanted on other devices while it is by itself; zero in a group: kept only for the sake of the others.
     pub wanted: u8,
     /// Must not be freed here.
     pub pinned: bool,
@@ -58,6 +61,8 @@ pub struct Kept {
     pub copies: u8,
     /// What is to be done for it, most urgent first; `None`: nothing.
     pub todo: Option<u8>,
+    /// `None`: it never joins a group; `Some(0)`: it may; else the group that it is in.
+    pub group: Option<u64>,
 }
 
 /// What is remembered of a member.
@@ -107,7 +112,7 @@ pub struct Cold {
 }
 
 /// A change of what is remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaChange {
     /// Grants or renews a lease, and makes its block one that is not evicted. Without effect when the block is not here.
     Lease(Lease),
@@ -179,6 +184,8 @@ pub enum ReplicaChange {
     Member(MemberState),
     /// Sets a number.
     Number(Number, u64),
+    /// Changes what is remembered of groups.
+    Group(GroupChange),
 }
 
 /// Numbers that outlive the process.
@@ -203,10 +210,12 @@ pub enum Number {
     Wanted = 7,
     /// How far the scrub of the store has come: the first eight bytes of a block id.
     Scrub = 8,
+    /// The newest group.
+    Group = 9,
 }
 
 /// Keeps what a device remembers of replication. All calls may block on the disk.
-pub trait ReplicaStore: Send + Sync + 'static {
+pub trait ReplicaStore: GroupStore {
     /// Makes the changes in one commit, all or none, and says of each whether it had an effect. With `durable`, they and all that was
     /// committed before survive a power cut once the call returns.
     fn apply(&self, changes: &[ReplicaChange], durable: bool) -> Result<Vec<bool>, StoreError>;
@@ -238,7 +247,7 @@ pub trait ReplicaStore: Send + Sync + 'static {
     /// Retained blocks for which something is to be done, by urgency and then id, after `after`.
     fn kept_todo(&self, after: Option<(u8, BlockId)>, limit: usize) -> Result<Vec<Kept>, StoreError>;
 
-    /// Blocks by how many replicas they have; reads all that is retained.
+    /// Blocks that are by themselves, or in groups that are ending, by how many replicas they have; reads all that is retained.
     fn health(&self) -> Result<Vec<Health>, StoreError>;
 
     /// The replicas of a block, by holder.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::conformance::{block, put};
 use super::{
-    BlockStore, Health, Kept, Lease, MemberState, Number, PutKind, Replica, ReplicaChange, ReplicaStore,
+    BlockStore, GroupChange, GroupHealth, Health, Kept, Lease, MemberState, Number, PutKind, Replica,
+    ReplicaChange, ReplicaStore, ShardGroup,
 };
 use crate::base::{BlockId, DeviceId};
 
@@ -22,6 +23,8 @@ pub fn all<S: Store>(mut fresh: impl FnMut() -> Arc<S>) {
     what_is_not_retained_is_owed_back(&*fresh());
     strays_are_what_nobody_wants(&*fresh());
     small_things_are_remembered(&*fresh());
+    groups_are_remembered(&*fresh());
+    records_stay_as_long_as_their_shards(&*fresh());
 }
 
 fn device(n: u8) -> DeviceId {
@@ -50,6 +53,7 @@ fn kept(n: u8, copies: u8, todo: Option<u8>) -> Kept {
         mark: u64::from(n),
         copies,
         todo,
+        group: None,
     }
 }
 
@@ -62,6 +66,7 @@ fn replica(n: u8, holder: u8, renew: u64) -> Replica {
         granted: 3,
         seq: 9,
         leaving: false,
+        record: 0,
     }
 }
 
@@ -212,7 +217,7 @@ fn replicas_are_found_from_both_ends(store: &impl Store) {
         block: id(1),
         holder: device(2),
     };
-    assert_eq!(effects(store, &[gone, gone]), [true, false]);
+    assert_eq!(effects(store, &[gone.clone(), gone]), [true, false]);
     let leaving = Replica {
         leaving: true,
         renew: 5,
@@ -234,7 +239,7 @@ fn what_is_not_retained_is_owed_back(store: &impl Store) {
             ReplicaChange::Replica(replica(2, 2, 10)),
         ],
     );
-    assert_eq!(effects(store, &[unkeep, unkeep]), [true, false]);
+    assert_eq!(effects(store, &[unkeep.clone(), unkeep]), [true, false]);
     assert_eq!(store.kept(&id(1)).unwrap(), None);
     assert!(store.kept_todo(None, 9).unwrap().is_empty());
     assert!(store.replicas(&id(1)).unwrap().is_empty());
@@ -242,7 +247,7 @@ fn what_is_not_retained_is_owed_back(store: &impl Store) {
         holder: device(2),
         block: id(2),
     };
-    assert_eq!(effects(store, &[owe, owe]), [true, false]);
+    assert_eq!(effects(store, &[owe.clone(), owe]), [true, false]);
     assert!(store.replicas(&id(2)).unwrap().is_empty());
     assert_eq!(store.owed_to().unwrap(), [device(1), device(2)]);
     assert_eq!(store.owed(&device(2), 9).unwrap(), [id(1), id(2)]);
@@ -254,7 +259,7 @@ fn what_is_not_retained_is_owed_back(store: &impl Store) {
         holder: device(2),
         block: id(2),
     };
-    assert_eq!(effects(store, &[paid, paid]), [true, false]);
+    assert_eq!(effects(store, &[paid.clone(), paid]), [true, false]);
     assert_eq!(store.owed_to().unwrap(), [device(1)]);
 }
 
@@ -285,7 +290,7 @@ fn strays_are_what_nobody_wants(store: &impl Store) {
     );
     assert_eq!(store.strays(None, 9).unwrap(), ids[1..]);
     let free = ReplicaChange::Free { block: ids[1] };
-    assert_eq!(effects(store, &[free, free]), [true, false]);
+    assert_eq!(effects(store, &[free.clone(), free]), [true, false]);
     assert_eq!(effects(store, &[ReplicaChange::Remove { block: ids[1] }]), [true]);
     assert!(
         store.to_free(None, 9).unwrap().is_empty(),
@@ -327,7 +332,148 @@ fn small_things_are_remembered(store: &impl Store) {
     effects(store, &[1, 2, 3].map(|n| ReplicaChange::Free { block: id(n) }));
     assert_eq!(store.to_free(Some(id(1)), 1).unwrap(), [id(2)]);
     let unfree = ReplicaChange::Unfree { block: id(2) };
-    assert_eq!(effects(store, &[unfree, unfree]), [true, false]);
+    assert_eq!(effects(store, &[unfree.clone(), unfree]), [true, false]);
     assert_eq!(store.to_free(None, 9).unwrap(), [id(1), id(3)]);
     assert!(store.owed_to().unwrap().is_empty() && store.health().unwrap().is_empty());
+}
+
+fn groups_are_remembered(store: &impl Store) {
+    let change = |change| effects(store, &[ReplicaChange::Group(change)])[0];
+    let joins = |n, len, group| {
+        let old = kept(n, 1, None);
+        ReplicaChange::Keep(Kept { len, group, ..old })
+    };
+    effects(
+        store,
+        &[
+            joins(1, 30, Some(0)),
+            joins(2, 10, Some(0)),
+            joins(3, 20, None),
+            joins(4, 10, Some(0)),
+        ],
+    );
+    let loose = |after, limit| -> Vec<BlockId> {
+        let found = store.loose(after, limit).unwrap();
+        found.iter().map(|kept| kept.block).collect()
+    };
+    assert_eq!(loose(None, 9), [id(2), id(4), id(1)]);
+    assert_eq!(loose(Some((10, id(2))), 1), [id(4)]);
+    let group = ShardGroup {
+        n: 7,
+        record: vec![1, 2, 3].into(),
+        data: 2,
+        parity: 1,
+        bytes: 20,
+        have: 0,
+        ending: false,
+    };
+    assert_eq!(store.group(7).unwrap(), None);
+    assert!(change(GroupChange::Set(group.clone())));
+    assert_eq!(store.group(7).unwrap(), Some(group.clone()));
+    effects(store, &[joins(2, 10, Some(7)), joins(4, 10, Some(7))]);
+    assert_eq!(loose(None, 9), [id(1)]);
+    assert_eq!(store.kept(&id(4)).unwrap().unwrap().group, Some(7));
+    let single = || {
+        store
+            .health()
+            .unwrap()
+            .iter()
+            .map(|line| line.blocks)
+            .sum::<u64>()
+    };
+    assert_eq!(single(), 2, "grouped blocks are counted with their groups");
+    let line = GroupHealth {
+        have: 3,
+        data: 2,
+        parity: 1,
+        groups: 1,
+        bytes: 20,
+    };
+    let state = |n, have, ending| GroupChange::State { n, have, ending };
+    assert!(change(state(7, 3, false)));
+    assert!(!change(state(8, 3, false)));
+    assert_eq!(store.group_health().unwrap(), [line]);
+    assert!(change(state(7, 2, true)));
+    assert!(store.group_health().unwrap().is_empty());
+    assert_eq!(single(), 4, "those of a group that is ending by themselves again");
+    effects(
+        store,
+        &[ReplicaChange::Keep(Kept {
+            wanted: 0,
+            ..store.kept(&id(4)).unwrap().unwrap()
+        })],
+    );
+    assert_eq!(single(), 3, "but not what is kept for the others only");
+    let todo = |n, todo| GroupChange::Todo { block: id(n), todo };
+    assert!(change(todo(2, Some(5))));
+    assert!(!change(todo(9, Some(5))));
+    assert_eq!(store.kept_todo(None, 9).unwrap()[0].block, id(2));
+    assert!(change(todo(2, None)));
+    assert!(store.kept_todo(None, 9).unwrap().is_empty());
+    assert!(change(GroupChange::Forget { n: 7 }));
+    assert!(!change(GroupChange::Forget { n: 7 }));
+    assert_eq!(store.group(7).unwrap(), None);
+    assert!(!store.is_to_free(&id(1)).unwrap());
+    effects(store, &[ReplicaChange::Free { block: id(1) }]);
+    assert!(store.is_to_free(&id(1)).unwrap());
+}
+
+fn records_stay_as_long_as_their_shards(store: &impl Store) {
+    let bytes = block(5, 9000);
+    let shard = BlockId::of(&bytes);
+    let record = |owner, seq, text: &[u8], others: &[u8]| {
+        let shards: Vec<BlockId> = others.iter().map(|n| id(*n)).chain([shard]).collect();
+        ReplicaChange::Group(GroupChange::Record {
+            block: shard,
+            owner: device(owner),
+            seq,
+            record: text.into(),
+            shards: shards.into(),
+        })
+    };
+    let found = |of: &BlockId| -> Vec<Vec<u8>> {
+        let found = store.records_of(of, 9).unwrap();
+        let mut found: Vec<Vec<u8>> = found.iter().map(|record| record.to_vec()).collect();
+        found.sort();
+        found
+    };
+    store.put(vec![put(&bytes, PutKind::Cached)]).unwrap();
+    assert_eq!(
+        effects(store, &[record(1, 5, b"a", &[2, 3])]),
+        [false],
+        "no lease"
+    );
+    effects(store, &[lease(shard, 1, 10), record(1, 5, b"a", &[2, 3])]);
+    effects(store, &[lease(shard, 2, 10), record(2, 1, b"b", &[3, 4])]);
+    assert_eq!(found(&shard), [b"a", b"b"]);
+    assert_eq!(found(&id(2)), [b"a"]);
+    assert_eq!(found(&id(3)), [b"a", b"b"]);
+    assert!(found(&id(5)).is_empty());
+    assert_eq!(effects(store, &[record(1, 5, b"c", &[5])]), [false], "not newer");
+    assert_eq!(effects(store, &[record(1, 6, b"c", &[5])]), [true]);
+    assert_eq!(found(&id(5)), [b"c"]);
+    assert!(found(&id(2)).is_empty(), "one owner has one group for a shard");
+    assert_eq!(store.records_of(&shard, 1).unwrap().len(), 1);
+    let end = |owner| ReplicaChange::EndLease {
+        block: shard,
+        owner: device(owner),
+        idle: 100,
+    };
+    effects(store, &[end(1), end(2)]);
+    assert_eq!(
+        found(&shard),
+        [b"b", b"c"],
+        "idle: its owner may take it up again"
+    );
+    effects(store, &[ReplicaChange::EndIdle { block: shard }]);
+    assert!(found(&shard).is_empty() && found(&id(4)).is_empty());
+    effects(store, &[lease(shard, 1, 10), record(1, 1, b"d", &[6])]);
+    assert_eq!(found(&id(6)), [b"d"]);
+    let over = [
+        end(1),
+        ReplicaChange::EndIdle { block: shard },
+        ReplicaChange::Remove { block: shard },
+    ];
+    assert_eq!(effects(store, &over), [true; 3]);
+    assert!(found(&id(6)).is_empty());
 }

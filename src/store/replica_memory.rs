@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::groups_memory::GroupTables;
 use super::memory::{MemoryStore, State};
 use super::{
     BlockStore, Health, Kept, Lease, MemberState, Number, Replica, ReplicaChange, ReplicaStore, StoreError,
@@ -14,15 +15,16 @@ use crate::base::{BlockId, DeviceId};
 /// The tables.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Tables {
-    leases: BTreeMap<(BlockId, DeviceId), Lease>,
+    pub(super) leases: BTreeMap<(BlockId, DeviceId), Lease>,
     idle: BTreeMap<BlockId, u64>,
-    kept: BTreeMap<BlockId, Kept>,
+    pub(super) kept: BTreeMap<BlockId, Kept>,
     todo: BTreeSet<(u8, BlockId)>,
     replicas: BTreeMap<(BlockId, DeviceId), Replica>,
     owed: BTreeSet<(DeviceId, BlockId)>,
-    free: BTreeSet<BlockId>,
+    pub(super) free: BTreeSet<BlockId>,
     members: BTreeMap<DeviceId, MemberState>,
     numbers: BTreeMap<Number, u64>,
+    pub(super) groups: GroupTables,
 }
 
 const LOWEST: DeviceId = DeviceId([0; 32]);
@@ -46,7 +48,7 @@ impl Tables {
         self.idle.contains_key(block) || self.leases(block).next().is_some()
     }
 
-    fn set_kept(&mut self, kept: Kept) {
+    pub(super) fn set_kept(&mut self, kept: Kept) {
         if let Some(Kept { todo: Some(todo), .. }) = self.kept.insert(kept.block, kept) {
             self.todo.remove(&(todo, kept.block));
         }
@@ -76,12 +78,19 @@ impl State {
                 }
                 ended
             }
-            ReplicaChange::EndIdle { block } => tables.idle.remove(&block).is_some(),
+            ReplicaChange::EndIdle { block } => {
+                let ended = tables.idle.remove(&block).is_some();
+                if ended {
+                    tables.forget_records(&block);
+                }
+                ended
+            }
             ReplicaChange::Remove { block } => {
                 if tables.is_held(&block) {
                     return false;
                 }
                 tables.free.remove(&block);
+                tables.forget_records(&block);
                 self.remove(&block)
             }
             ReplicaChange::Keep(kept) => {
@@ -129,6 +138,7 @@ impl State {
                 tables.numbers.insert(number, value);
                 true
             }
+            ReplicaChange::Group(ref change) => tables.group_change(change),
         }
     }
 }
@@ -221,7 +231,12 @@ impl ReplicaStore for MemoryStore {
     fn health(&self) -> Result<Vec<Health>, StoreError> {
         Ok(self.look(|state| {
             let mut lines: BTreeMap<(u8, u8), (u64, u64)> = BTreeMap::new();
-            for kept in state.tables.kept.values() {
+            for kept in state
+                .tables
+                .kept
+                .values()
+                .filter(|kept| state.tables.is_single(kept))
+            {
                 let line = lines.entry((kept.copies, kept.wanted)).or_default();
                 line.0 += 1;
                 line.1 += u64::from(kept.len);

@@ -9,6 +9,7 @@ mod members;
 mod pair;
 mod reaching;
 mod replicas;
+mod shards;
 mod speed;
 mod strangers;
 

@@ -11,10 +11,10 @@ use crate::harness::volume::{ON_CABLE, TestVolume};
 use crate::harness::{noise, wait_for};
 
 /// Replicating and repairing some megabytes; a day's noise included.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A computer that fails by itself, with its own port where it shares a namespace.
-fn member(volume: &mut TestVolume, a: &TestVolume, zone: &str, port: u16) {
+pub(super) fn member(volume: &mut TestVolume, a: &TestVolume, zone: &str, port: u16) {
     join(volume, &ticket(a, ["--role", "writer"]));
     volume.unmount();
     let settings = fs::read_to_string(volume.state().join("dfs.toml")).unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the machine hears only of answers whose signature, proofs and slices were checked here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::shards::Shards;
 use super::shared::Shared;
 use super::{Msg, device_of};
 use crate::base::clock::{Clock, SystemClock};
@@ -35,6 +37,8 @@ pub(super) enum Job {
     Check(DeviceId, Request, Result<Bytes, String>),
     /// Send an answer of the machine, to the device with this public key.
     Answer([u8; 32], Answer, Option<[u8; 32]>, partner::Answer),
+    /// Make the parity of a group.
+    Encode(Vec<BlockId>, u8),
     /// Tell a member what this device offers.
     Profile(DeviceId, u64, String),
     Stop,
@@ -47,6 +51,7 @@ pub(super) struct Carrier {
     pub(super) tiered: Arc<Tiered>,
     pub(super) node: Arc<SharedNode>,
     pub(super) shared: Arc<Shared>,
+    pub(super) shards: Arc<Shards>,
     pub(super) inbox: Sender<Msg>,
     pub(super) jobs: Sender<Job>,
 }
@@ -67,6 +72,16 @@ impl Carrier {
                     let body = Said::Profile { quota, zone }.encode().into();
                     self.node.say(to, body, Instant::now() + WITHIN, Box::new(|_| ()));
                 }
+                Job::Encode(blocks, parity) => {
+                    let event = match self.shards.encode(&blocks, parity) {
+                        Ok(group) => Event::Encoded(group),
+                        Err(why) => {
+                            tracing::debug!(why, "a group could not be formed");
+                            Event::Unencoded(blocks)
+                        }
+                    };
+                    let _ = self.inbox.send(Msg::Event(event));
+                }
                 Job::Stop => break,
             }
         }
@@ -86,6 +101,7 @@ impl Carrier {
                 let _ = self.inbox.send(Msg::Profile(device, quota, zone));
                 answer(Told::Noted.encode());
             }
+            Said::Which(block) => answer(Told::Groups(self.shards.groups_of(&block)).encode()),
             Said::Request(Request::Audit { seq, slices }) => {
                 let shown = |slice: &crate::replica::message::Slice| match self.store.get(&slice.block) {
                     Ok(Some(block)) => slice::prove(&block, slice.offset),
@@ -95,7 +111,9 @@ impl Carrier {
                 answer(Told::Slices { seq, slices }.encode());
             }
             // Who may not write has no blocks to be kept.
-            Said::Request(Request::Put { .. } | Request::Lease { .. }) if from.role < Role::Writer => {
+            Said::Request(Request::Put { .. } | Request::Lease { .. } | Request::Shards { .. })
+                if from.role < Role::Writer =>
+            {
                 tracing::warn!(device = %device.short(), role = %from.role, "asks for leases, which its role does not allow");
             }
             Said::Request(request) => {
@@ -105,11 +123,20 @@ impl Carrier {
     }
 
     fn ask(&self, to: DeviceId, request: Request) {
-        if let Request::Put { seq, blocks } = &request
-            && let Err(why) = self.bring(to, blocks)
+        let sent = match &request {
+            Request::Put { seq, blocks } => Some((*seq, blocks.clone())),
+            Request::Shards {
+                seq,
+                shards,
+                sent: true,
+            } => Some((*seq, shards.iter().map(|(block, _)| *block).collect())),
+            _ => None,
+        };
+        if let Some((seq, blocks)) = sent
+            && let Err(why) = self.bring(to, &blocks)
         {
             tracing::debug!(device = %to.short(), why, "blocks could not be brought to a holder");
-            let _ = self.inbox.send(Msg::Event(Event::Unsent(to, *seq)));
+            let _ = self.inbox.send(Msg::Event(Event::Unsent(to, seq)));
             return;
         }
         let body = Said::Request(request.clone()).encode().into();
@@ -123,11 +150,7 @@ impl Carrier {
         let deadline = Instant::now() + WITHIN;
         let (tell, told) = bounded(blocks.len());
         for block in blocks {
-            let want = Want {
-                id: *block,
-                root: None,
-            };
-            let bytes = self.tiered.get(want).map_err(|error| error.to_string())?;
+            let bytes = self.read(block, deadline)?;
             let tell = tell.clone();
             let (shared, len) = (Arc::clone(&self.shared), bytes.len() as u64);
             let done = move |result: Result<Bytes, String>| {
@@ -143,6 +166,18 @@ impl Carrier {
                 .map_err(|error| error.to_string())??;
         }
         Ok(())
+    }
+
+    /// A block that is to be sent: from here, or from others.
+    fn read(&self, block: &BlockId, deadline: Instant) -> Result<Bytes, String> {
+        if let Some(group) = self.shards.own_group(block) {
+            return self.shards.obtain(block, &group, deadline);
+        }
+        let want = Want {
+            id: *block,
+            root: None,
+        };
+        self.tiered.get(want).map_err(|error| error.to_string())
     }
 
     fn check(&self, from: DeviceId, request: &Request, result: Result<Bytes, String>) {
@@ -163,9 +198,10 @@ impl Carrier {
 
     fn judge(&self, from: DeviceId, request: &Request, told: Told) -> Result<Answer, String> {
         match (request, told) {
-            (Request::Put { seq, .. } | Request::Lease { seq, .. }, Told::Leased(receipt))
-                if receipt.seq == *seq =>
-            {
+            (
+                Request::Put { seq, .. } | Request::Lease { seq, .. } | Request::Shards { seq, .. },
+                Told::Leased(receipt),
+            ) if receipt.seq == *seq => {
                 if device_of(&receipt.holder) != from || !receipt.verify(&receipt.holder, &self.key.public())
                 {
                     tracing::warn!(device = %from.short(), "a receipt whose signature is not right");
@@ -175,9 +211,12 @@ impl Carrier {
                     Request::Lease { challenge, .. } => *challenge,
                     _ => None,
                 };
+                let shown = challenge.map_or_else(HashSet::new, |_| self.shown(from, &receipt));
                 let outcomes = receipt.outcomes.iter();
-                let outcomes = outcomes
-                    .map(|(block, outcome, proof)| (*block, self.proven(block, *outcome, challenge, *proof)));
+                let outcomes = outcomes.map(|(block, outcome, proof)| match shown.contains(block) {
+                    true => (*block, *outcome),
+                    false => (*block, self.proven(block, *outcome, challenge, *proof)),
+                });
                 Ok(Answer::Leased {
                     seq: *seq,
                     term_secs: receipt.term_secs,

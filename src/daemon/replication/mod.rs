@@ -4,8 +4,11 @@
 //! something). What the volume stored is told to it about once a second, at the end too; after an unclean stop everything is named anew.
 
 mod carrier;
+mod fetch;
 mod profiles;
+mod prove;
 mod room;
+mod shards;
 mod shared;
 mod unleased;
 
@@ -19,8 +22,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
 use self::carrier::{Carrier, Job};
+pub(super) use self::fetch::ShardFetch;
 use self::profiles::Profiles;
 use self::room::Room;
+pub(super) use self::shards::Shards;
 use self::shared::Shared;
 use self::unleased::Unleased;
 use super::network::SharedNode;
@@ -33,7 +38,8 @@ use crate::replica::message::{Action, Answer, Checked, Event, Member, Report, Re
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
 use crate::store::{
-    BlockStore, CheckedBlock, Health, Put, PutKind, ReplicaStore, Share, SqliteStore, Tiered,
+    BlockStore, CheckedBlock, GroupHealth, GroupStore, Health, Put, PutKind, ReplicaStore, Share,
+    SqliteStore, Tiered,
 };
 use crate::volume::Volume;
 
@@ -56,6 +62,8 @@ pub(super) struct Own {
     pub(super) quota: u64,
     pub(super) reserve: u64,
     pub(super) wanted: u8,
+    /// Data and parity shards of a group.
+    pub(super) groups: Option<(u8, u8)>,
     pub(super) has_volume: bool,
     /// Bytes of blocks kept here; zero: no bound.
     pub(super) cache_size: u64,
@@ -100,9 +108,10 @@ impl Replication {
         own: Own,
         store: &Arc<SqliteStore>,
         tiered: &Arc<Tiered>,
-        node: &Arc<SharedNode>,
+        shards: &Arc<Shards>,
         state: &StateDir,
     ) -> std::io::Result<Self> {
+        let node = &shards.node;
         let (inbox, messages) = unbounded();
         let (jobs, work) = unbounded();
         let shared = Arc::new(Shared::new(store, own.wanted));
@@ -115,6 +124,7 @@ impl Replication {
                 tiered: Arc::clone(tiered),
                 node: Arc::clone(node),
                 shared: Arc::clone(&shared),
+                shards: Arc::clone(shards),
                 inbox: inbox.clone(),
                 jobs: jobs.clone(),
             };
@@ -129,6 +139,7 @@ impl Replication {
             reserve: own.reserve,
             has_volume: own.has_volume,
             wanted: own.wanted,
+            groups: own.groups,
             rules: Rules::default(),
         };
         let replicator = Replicator {
@@ -149,7 +160,7 @@ impl Replication {
         let listener = Ears {
             inbox: inbox.clone(),
             jobs,
-            store: Arc::clone(store),
+            shards: Arc::clone(shards),
             quota: own.quota,
             unleased: Mutex::new(Unleased::new(!own.has_volume)),
         };
@@ -197,6 +208,11 @@ impl Replication {
     /// Blocks by how many replicas they have.
     pub(super) fn health(&self) -> Vec<Health> {
         self.store.health().unwrap_or_default()
+    }
+
+    /// Groups by how many of their shards others have.
+    pub(super) fn groups(&self) -> Vec<GroupHealth> {
+        self.store.group_health().unwrap_or_default()
     }
 
     /// Whether everything that the volume stored has been told to the machine, and it has done what there was to do at once.
@@ -275,7 +291,7 @@ impl Replication {
 struct Ears {
     inbox: Sender<Msg>,
     jobs: Sender<Job>,
-    store: Arc<SqliteStore>,
+    shards: Arc<Shards>,
     quota: u64,
     unleased: Mutex<Unleased>,
 }
@@ -299,7 +315,7 @@ impl Partner for Ears {
             kind: PutKind::Cached,
             plain: None,
         };
-        self.store.put(vec![put]).map(|_| ()).map_err(|error| {
+        self.shards.store.put(vec![put]).map(|_| ()).map_err(|error| {
             tracing::warn!(device = %from.short(), %error, "a block that a member wants kept cannot be stored");
             "the store failed or is full".into()
         })
@@ -315,6 +331,13 @@ impl Partner for Ears {
     }
 
     fn reachable(&self, device: DeviceId, reachable: bool) {
+        let mut all = self.shards.reachable.lock();
+        let _ = if reachable {
+            all.insert(device)
+        } else {
+            all.remove(&device)
+        };
+        drop(all);
         let _ = self.inbox.send(Msg::Reachable(device, reachable));
     }
 }
@@ -457,6 +480,7 @@ impl Replicator {
             match action {
                 Action::Ask(to, request) => drop(self.jobs.send(Job::Ask(to, request))),
                 Action::Answer(to, answer, challenge) => self.answer(to, answer, challenge),
+                Action::Encode(blocks, parity) => drop(self.jobs.send(Job::Encode(blocks, parity))),
                 Action::Wake(at) => wake = at,
                 Action::Freed(block) => self.freed(&block, None),
                 Action::Unfreed(block, why) => self.freed(&block, Some(why)),
@@ -551,6 +575,7 @@ fn request_seq(request: &Request) -> Option<u64> {
         Request::Put { seq, .. }
         | Request::Lease { seq, .. }
         | Request::Release { seq, .. }
+        | Request::Shards { seq, .. }
         | Request::Audit { seq, .. } => Some(*seq),
         Request::Move { .. } => None,
     }
@@ -570,6 +595,20 @@ fn log(report: &Report) {
         Report::Full(device) => tracing::info!(device = %device.short(), "a holder has no room left"),
         Report::Expired(device, leases) => {
             tracing::info!(device = %device.short(), leases, "leases ended that their owner did not renew");
+        }
+        Report::TooFewForGroups { shards, possible } => {
+            tracing::info!(
+                shards,
+                possible,
+                "fewer other computers keep blocks than a group has shards: blocks are replicated one by one"
+            );
+        }
+        Report::GroupEnds { shards, have } => {
+            tracing::info!(
+                shards,
+                have,
+                "groups cannot be whole any more: their blocks are replicated one by one"
+            );
         }
         Report::TooFewZones { wanted, possible } => {
             tracing::info!(

@@ -1,12 +1,14 @@
 //! The disk of a simulated device.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::base::{BlockId, DeviceId};
 use crate::store::{
-    Health, Kept, Lease, MemberState, MemoryStore, Number, Replica, ReplicaChange, ReplicaStore, StoreError,
+    GroupHealth, GroupStore, Health, Kept, Lease, MemberState, MemoryStore, Number, Replica, ReplicaChange,
+    ReplicaStore, ShardGroup, StoreError,
 };
 
 /// The store of a device: dies at a chosen commit, before or after its effect, and remembers what was removed.
@@ -31,6 +33,16 @@ macro_rules! forward {
     ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
         $(fn $name(&self, $($arg: $type),*) -> Result<$out, StoreError> { self.inner.$name($($arg),*) })*
     };
+}
+
+impl GroupStore for Disk {
+    forward! {
+        group(n: u64) -> Option<ShardGroup>;
+        loose(after: Option<(u32, BlockId)>, limit: usize) -> Vec<Kept>;
+        group_health() -> Vec<GroupHealth>;
+        records_of(shard: &BlockId, limit: usize) -> Vec<Arc<[u8]>>;
+        is_to_free(block: &BlockId) -> bool;
+    }
 }
 
 impl ReplicaStore for Disk {

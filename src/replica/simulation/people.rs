@@ -11,7 +11,13 @@ impl World {
     /// A device writes a new block and syncs it.
     pub(in crate::replica) fn write(&mut self, at: usize) -> BlockId {
         self.next_content += 1;
-        let bytes: Bytes = [self.next_content.to_le_bytes(); 12].concat().into();
+        // Where groups are formed, of two lengths that do not go together.
+        let is_long = self.devices[at].setup.groups.is_some() && self.next_content.is_multiple_of(3);
+        let bytes: Bytes = self
+            .next_content
+            .to_le_bytes()
+            .repeat(if is_long { 24 } else { 12 })
+            .into();
         let id = BlockId::of(&bytes);
         self.contents.insert(id, bytes.clone());
         let put = Put {
@@ -22,7 +28,8 @@ impl World {
         };
         let _ = self.devices[at].disk.inner.put(vec![put]);
         let _ = self.devices[at].disk.inner.sync();
-        self.retain(at, &[id], 2);
+        let wanted = self.devices[at].setup.wanted;
+        self.retain(at, &[id], wanted);
         id
     }
 

@@ -19,7 +19,7 @@ impl World {
     pub(in crate::replica) fn lost(&self) -> Vec<BlockId> {
         let living = self.devices.iter().filter(|d| !d.gone && d.lie.is_none());
         let retained: BTreeSet<BlockId> = living.flat_map(|d| d.retained.keys().copied()).collect();
-        let is_lost = |block: &BlockId| !self.devices.iter().any(|d| d.has(block));
+        let is_lost = |block: &BlockId| !self.is_there(block);
         retained.into_iter().filter(is_lost).collect()
     }
 
@@ -32,7 +32,7 @@ impl World {
                 .devices
                 .iter()
                 .any(|d| !d.gone && d.lie.is_none() && d.retained.contains_key(&block));
-            let is_there = self.devices.iter().any(|d| d.has(&block));
+            let is_there = !wanted || self.is_there(&block);
             assert!(
                 !wanted || is_there || self.excused.contains(&block) || self.devices[at].lie.is_some(),
                 "{} removed the last honest copy of {block} (told: {happened})",
@@ -72,6 +72,15 @@ impl World {
         let Some(wanted) = self.devices[at].retained.get(block) else {
             return;
         };
+        if let Some(group) = self.group_of(at, block) {
+            let have = self.honest_shards(at, &group);
+            let excused = self.devices.iter().any(|d| d.gone);
+            assert!(
+                have > group.data.len() || excused,
+                "{block} was freed with {have} shards"
+            );
+            return;
+        }
         let (have, need) = (
             self.honest_replicas(at, block),
             self.allowed(at, usize::from(*wanted)),

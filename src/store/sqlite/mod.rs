@@ -5,6 +5,7 @@
 //! Opened by `daemon`; everyone else sees the trait.
 
 mod failure;
+mod groups;
 mod housekeeping;
 mod log;
 mod meta;

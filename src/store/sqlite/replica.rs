@@ -122,6 +122,7 @@ impl Change<'_> {
                 let ended = self.run("DELETE FROM idle WHERE block = ?1", params![blob(&block)])?;
                 if ended {
                     self.count_held(&block, -1)?;
+                    self.forget_records(&block)?;
                 }
                 Ok(ended)
             }
@@ -129,12 +130,13 @@ impl Change<'_> {
                 let removed = self.remove(&block)?;
                 if removed {
                     self.run("DELETE FROM to_free WHERE block = ?1", params![blob(&block)])?;
+                    self.forget_records(&block)?;
                 }
                 Ok(removed)
             }
             ReplicaChange::Keep(kept) => self.run(
-                "INSERT OR REPLACE INTO kept (block, len, wanted, pinned, mark, copies, todo)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR REPLACE INTO kept (block, len, wanted, pinned, mark, copies, todo, shards)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 params![
                     blob(&kept.block),
                     kept.len,
@@ -142,7 +144,8 @@ impl Change<'_> {
                     kept.pinned,
                     kept.mark as i64,
                     kept.copies,
-                    kept.todo
+                    kept.todo,
+                    kept.group.map(|n| n as i64)
                 ],
             ),
             ReplicaChange::Unkeep { block } => {
@@ -157,8 +160,8 @@ impl Change<'_> {
             ReplicaChange::Replica(replica) => {
                 self.paid(&replica.holder, &replica.block)?;
                 self.run(
-                    "INSERT OR REPLACE INTO replica (block, holder, until, renew, granted, seq, leaving)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    "INSERT OR REPLACE INTO replica (block, holder, until, renew, granted, seq, leaving, record)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                     params![
                         blob(&replica.block),
                         replica.holder.as_bytes(),
@@ -166,7 +169,8 @@ impl Change<'_> {
                         replica.renew as i64,
                         replica.granted as i64,
                         replica.seq as i64,
-                        replica.leaving
+                        replica.leaving,
+                        replica.record as i64
                     ],
                 )
             }
@@ -198,6 +202,7 @@ impl Change<'_> {
                 "INSERT OR REPLACE INTO number (name, value) VALUES (?1, ?2)",
                 params![number as i64, value as i64],
             ),
+            ReplicaChange::Group(ref change) => self.group_change(change),
         }
     }
 
@@ -250,7 +255,7 @@ impl Change<'_> {
         )
     }
 
-    fn run(&self, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<bool> {
+    pub(super) fn run(&self, sql: &str, params: &[&dyn ToSql]) -> rusqlite::Result<bool> {
         Ok(self.conn.prepare_cached(sql)?.execute(params)? > 0)
     }
 }
@@ -280,9 +285,9 @@ fn lease_in(row: &Row<'_>) -> rusqlite::Result<Lease> {
     })
 }
 
-const KEPT: &str = "SELECT block, len, wanted, pinned, mark, copies, todo FROM kept";
+pub(super) const KEPT: &str = "SELECT block, len, wanted, pinned, mark, copies, todo, shards FROM kept";
 
-fn kept_in(row: &Row<'_>) -> rusqlite::Result<Kept> {
+pub(super) fn kept_in(row: &Row<'_>) -> rusqlite::Result<Kept> {
     Ok(Kept {
         block: block_in(row, 0)?,
         len: row.get(1)?,
@@ -291,10 +296,11 @@ fn kept_in(row: &Row<'_>) -> rusqlite::Result<Kept> {
         mark: secs_in(row, 4)?,
         copies: row.get(5)?,
         todo: row.get(6)?,
+        group: row.get::<_, Option<i64>>(7)?.map(|n| n as u64),
     })
 }
 
-const REPLICA: &str = "SELECT block, holder, until, renew, granted, seq, leaving FROM replica";
+const REPLICA: &str = "SELECT block, holder, until, renew, granted, seq, leaving, record FROM replica";
 
 fn replica_in(row: &Row<'_>) -> rusqlite::Result<Replica> {
     Ok(Replica {
@@ -305,6 +311,7 @@ fn replica_in(row: &Row<'_>) -> rusqlite::Result<Replica> {
         granted: secs_in(row, 4)?,
         seq: secs_in(row, 5)?,
         leaving: row.get(6)?,
+        record: secs_in(row, 7)?,
     })
 }
 
@@ -315,7 +322,7 @@ fn key(after: &Option<BlockId>) -> &[u8] {
     after.as_ref().map_or(NOTHING, blob)
 }
 
-fn rows(limit: usize) -> i64 {
+pub(super) fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
@@ -431,7 +438,10 @@ impl ReplicaStore for SqliteStore {
 
     fn health(&self) -> Result<Vec<Health>, StoreError> {
         self.select(
-            "SELECT copies, wanted, count(*), sum(len) FROM kept GROUP BY copies, wanted ORDER BY copies, wanted",
+            "SELECT copies, wanted, count(*), sum(len) FROM kept
+             WHERE shards IS NULL OR shards = 0
+                OR (wanted > 0 AND shards IN (SELECT n FROM shard_group WHERE ending = 1))
+             GROUP BY copies, wanted ORDER BY copies, wanted",
             &[],
             |row| {
                 Ok(Health {

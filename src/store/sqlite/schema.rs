@@ -88,6 +88,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     INSERT INTO tail VALUES (1, 0);
 ",
     super::replica::SCHEMA,
+    super::groups::SCHEMA,
 ];
 
 /// Holds the store for this process as long as it lives.
@@ -336,12 +337,21 @@ mod tests {
         .unwrap();
         drop(conn);
         let (conn, _) = open_writer(&failure).unwrap();
-        assert_eq!(version_of(&conn), 3);
+        assert_eq!(version_of(&conn), MIGRATIONS.len() as i64);
         let of = |sql: &str| -> i64 { conn.query_row(sql, [], |row| row.get(0)).unwrap() };
         assert_eq!(of("SELECT len FROM block WHERE id = x'07'"), 3);
         assert_eq!(of("SELECT bytes FROM held"), 0);
         for table in [
-            "lease", "idle", "kept", "replica", "owed", "to_free", "member", "number",
+            "lease",
+            "idle",
+            "kept",
+            "replica",
+            "owed",
+            "to_free",
+            "member",
+            "number",
+            "shard_group",
+            "record",
         ] {
             assert_eq!(of(&format!("SELECT count(*) FROM {table}")), 0);
         }

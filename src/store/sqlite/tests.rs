@@ -341,7 +341,7 @@ fn a_store_of_schema_version_1_is_read_and_grows_on() {
     conn.execute_batch(
         "DROP TABLE extent; DROP TABLE tail; ALTER TABLE block RENAME COLUMN place TO data; PRAGMA user_version = 1;
          DROP TABLE lease; DROP TABLE idle; DROP TABLE held; DROP TABLE kept; DROP TABLE replica; DROP TABLE owed;
-         DROP TABLE to_free; DROP TABLE member; DROP TABLE number;",
+         DROP TABLE to_free; DROP TABLE member; DROP TABLE number; DROP TABLE shard_group; DROP TABLE record; DROP TABLE record_of;",
     )
     .unwrap();
     conn.execute("INSERT INTO data VALUES (7, ?1)", [&old[..]])
