@@ -291,7 +291,7 @@ impl Volume {
                 .iter()
                 .try_for_each(|entry| self.mark_index(entry.id, *depth, marked)),
             other => {
-                other.block_ids().into_iter().for_each(|id| marked.add(id));
+                other.block_ids().for_each(|id| marked.add(id));
                 Ok(())
             }
         }

@@ -238,7 +238,7 @@ fn a_large_file() {
         .hold(&Expected {
             calls: &[
                 ("answers", 1.1),
-                ("locks", 7.0),
+                ("locks", 7.7),
                 ("newfstatat", 0.5),
                 ("pread64", 2.3),
                 ("pwrite64", 6.5),

@@ -4,6 +4,7 @@
 //! something). What the volume stored is told to it about once a second, at the end too; after an unclean stop everything is named anew.
 
 mod carrier;
+mod ears;
 mod fetch;
 mod profiles;
 mod prove;
@@ -22,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
 use self::carrier::{Carrier, Job};
+use self::ears::Ears;
 pub(super) use self::fetch::ShardFetch;
 use self::profiles::Profiles;
 use self::room::Room;
@@ -33,14 +35,11 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
 use crate::folder::state::StateDir;
 use crate::keys::DeviceKey;
-use crate::node::partner::{self, Partner};
+use crate::node::partner;
 use crate::replica::message::{Action, Answer, Checked, Event, Member, Report, Request, Unfreed};
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
-use crate::store::{
-    BlockStore, CheckedBlock, GroupHealth, GroupStore, Health, Put, PutKind, ReplicaStore, Share,
-    SqliteStore, Tiered,
-};
+use crate::store::{GroupHealth, GroupStore, Health, ReplicaStore, Share, SqliteStore, Tiered};
 use crate::volume::Volume;
 
 /// How often what the volume stored is told to the machine, and the members are looked at.
@@ -284,61 +283,6 @@ impl Replication {
                 tracing::error!("a thread of replication ended by a fault");
             }
         }
-    }
-}
-
-/// What the node tells.
-struct Ears {
-    inbox: Sender<Msg>,
-    jobs: Sender<Job>,
-    shards: Arc<Shards>,
-    quota: u64,
-    unleased: Mutex<Unleased>,
-}
-
-impl Partner for Ears {
-    fn keep(&self, from: DeviceId, block: CheckedBlock) -> Result<(), String> {
-        if self.quota == 0 {
-            return Err("this device keeps nothing for others".into());
-        }
-        if matches!(self.store.get(block.id()), Ok(Some(_))) {
-            // A lease is all that it lacks. What is here and damaged is replaced.
-            return Ok(());
-        }
-        let len = block.bytes().len() as u64;
-        self.unleased
-            .lock()
-            .admit(from, *block.id(), len, &*self.store, Instant::now())?;
-        let put = Put {
-            id: *block.id(),
-            bytes: block.bytes().clone(),
-            kind: PutKind::Cached,
-            plain: None,
-        };
-        self.shards.store.put(vec![put]).map(|_| ()).map_err(|error| {
-            tracing::warn!(device = %from.short(), %error, "a block that a member wants kept cannot be stored");
-            "the store failed or is full".into()
-        })
-    }
-
-    fn hear(&self, from: &crate::keys::certificate::Membership, body: bytes::Bytes, answer: partner::Answer) {
-        let _ = self.jobs.send(Job::Hear(Box::new(from.clone()), body, answer));
-    }
-
-    fn holders(&self, block: &BlockId) -> Vec<DeviceId> {
-        let replicas = self.store.replicas(block).unwrap_or_default();
-        replicas.into_iter().map(|replica| replica.holder).collect()
-    }
-
-    fn reachable(&self, device: DeviceId, reachable: bool) {
-        let mut all = self.shards.reachable.lock();
-        let _ = if reachable {
-            all.insert(device)
-        } else {
-            all.remove(&device)
-        };
-        drop(all);
-        let _ = self.inbox.send(Msg::Reachable(device, reachable));
     }
 }
 
