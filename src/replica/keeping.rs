@@ -16,13 +16,16 @@ use super::machine::{Machine, Purpose, STEP};
 use super::message::Request;
 use super::rules::{BLOCKS_MAX, REBALANCE};
 
+/// Shards, each with its group.
+type ShardsOfGroups = Vec<(BlockId, Arc<Group>)>;
+
 /// Requests in the making.
 #[derive(Default)]
 pub(super) struct Plan {
     puts: BTreeMap<DeviceId, (Vec<BlockId>, u64)>,
     claims: BTreeMap<DeviceId, Vec<BlockId>>,
-    pub(super) shard_puts: BTreeMap<DeviceId, (Vec<(BlockId, Arc<Group>)>, u64)>,
-    pub(super) shard_claims: BTreeMap<DeviceId, Vec<(BlockId, Arc<Group>)>>,
+    pub(super) shard_puts: BTreeMap<DeviceId, (ShardsOfGroups, u64)>,
+    pub(super) shard_claims: BTreeMap<DeviceId, ShardsOfGroups>,
 }
 
 impl Plan {
