@@ -225,6 +225,10 @@ impl Machine {
             }
         }
         let mut kepts = Vec::with_capacity(blocks.len());
+        // One that is being dropped by the rule for replicas stays under it until that has ended.
+        if blocks.iter().any(|block| self.is_dropping(block)) {
+            return Ok(None);
+        }
         for (block, len) in &group.data {
             match self.store.kept(block)? {
                 Some(kept)

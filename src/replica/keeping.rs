@@ -17,15 +17,15 @@ use super::message::Request;
 use super::rules::{BLOCKS_MAX, REBALANCE};
 
 /// Shards, each with its group.
-type Shards = Vec<(BlockId, Arc<Group>)>;
+type ShardsOfGroups = Vec<(BlockId, Arc<Group>)>;
 
 /// Requests in the making.
 #[derive(Default)]
 pub(super) struct Plan {
     puts: BTreeMap<DeviceId, (Vec<BlockId>, u64)>,
     claims: BTreeMap<DeviceId, Vec<BlockId>>,
-    pub(super) shard_puts: BTreeMap<DeviceId, (Shards, u64)>,
-    pub(super) shard_claims: BTreeMap<DeviceId, Vec<(BlockId, Arc<Group>)>>,
+    pub(super) shard_puts: BTreeMap<DeviceId, (ShardsOfGroups, u64)>,
+    pub(super) shard_claims: BTreeMap<DeviceId, ShardsOfGroups>,
 }
 
 impl Plan {

@@ -31,5 +31,7 @@ mod simulation;
 mod simulation_tests;
 pub mod slice;
 pub mod wire;
+#[cfg(test)]
+mod wire_shard_tests;
 
 pub use machine::{Machine, Setup};

@@ -43,11 +43,12 @@ impl Tables {
             },
             GroupChange::Forget { n } => groups.remove(n).is_some(),
             GroupChange::Todo { block, todo } => match self.kept.get(block).copied() {
-                Some(kept) if kept.todo != *todo => {
+                Some(kept) if kept.todo == *todo => false,
+                Some(kept) => {
                     self.set_kept(Kept { todo: *todo, ..kept });
                     true
                 }
-                _ => false,
+                None => false,
             },
             GroupChange::Record {
                 block,

@@ -8,6 +8,7 @@ mod ears;
 mod fetch;
 mod profiles;
 mod prove;
+mod reports;
 mod room;
 mod shards;
 mod shared;
@@ -36,7 +37,7 @@ use crate::base::{BlockId, DeviceId};
 use crate::folder::state::StateDir;
 use crate::keys::DeviceKey;
 use crate::node::partner;
-use crate::replica::message::{Action, Answer, Checked, Event, Member, Report, Request, Unfreed};
+use crate::replica::message::{Action, Answer, Checked, Event, Member, Request, Unfreed};
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
 use crate::store::{GroupHealth, GroupStore, Health, ReplicaStore, Share, SqliteStore, Tiered};
@@ -428,7 +429,7 @@ impl Replicator {
                 Action::Wake(at) => wake = at,
                 Action::Freed(block) => self.freed(&block, None),
                 Action::Unfreed(block, why) => self.freed(&block, Some(why)),
-                Action::Report(report) => log(&report),
+                Action::Report(report) => reports::log(&report),
             }
         }
         Ok(wake)
@@ -522,44 +523,5 @@ fn request_seq(request: &Request) -> Option<u64> {
         | Request::Shards { seq, .. }
         | Request::Audit { seq, .. } => Some(*seq),
         Request::Move { .. } => None,
-    }
-}
-
-fn log(report: &Report) {
-    match report {
-        Report::Lost(device) => {
-            tracing::warn!(device = %device.short(), "a holder has been away for long: its blocks get other holders");
-        }
-        Report::Failed(device, block) => {
-            tracing::warn!(device = %device.short(), %block, "a holder does not have what it promised to keep");
-        }
-        Report::Condemned(device) => {
-            tracing::error!(device = %device.short(), "a holder failed again and again: it is not relied on for a while");
-        }
-        Report::Full(device) => tracing::info!(device = %device.short(), "a holder has no room left"),
-        Report::Expired(device, leases) => {
-            tracing::info!(device = %device.short(), leases, "leases ended that their owner did not renew");
-        }
-        Report::TooFewForGroups { shards, possible } => {
-            tracing::info!(
-                shards,
-                possible,
-                "fewer other computers keep blocks than a group has shards: blocks are replicated one by one"
-            );
-        }
-        Report::GroupEnds { shards, have } => {
-            tracing::info!(
-                shards,
-                have,
-                "groups cannot be whole any more: their blocks are replicated one by one"
-            );
-        }
-        Report::TooFewZones { wanted, possible } => {
-            tracing::info!(
-                wanted,
-                possible,
-                "fewer other computers keep blocks than replicas are wanted"
-            );
-        }
     }
 }
