@@ -10,14 +10,17 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Stream};
 
+use super::address_record::AddressRecord;
 use super::attacks::{frames, hello};
 use super::behaviour::swarm;
+use super::find::Find;
 use super::frame::Frame;
 use super::gate::Protocol;
 use super::local::keypair;
 use super::tests::{Log, Member, TestPartner, block, certificate, connected, eventually, fetch, group};
 use super::wire::{read_frame, write_frame};
 use super::{Node, NodeConfig};
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, PlainHash, StoreId};
 use crate::keys::{DeviceKey, GroupKey, Role};
 use crate::store::{BlockStore, CommitSeq, MemoryStore, Put, PutKind, StoreError, StoreStats};
@@ -341,4 +344,53 @@ fn limits_hold_between_nodes_in_both_directions() {
             begun.elapsed()
         );
     }
+}
+
+#[test]
+fn who_has_what_is_searched_for_connects_to_who_wants_it_and_searches_are_few() {
+    let key = group(66);
+    let holder = Member::new(&key, Role::Host);
+    let id = holder.keep(1);
+    let node_holder = holder.start();
+    let wants = Member::new(&key, Role::Reader);
+    let node_wants = wants.start();
+    let record = AddressRecord::issue(
+        &wants.key(),
+        wants.certificate.clone(),
+        node_wants.addresses().unwrap(),
+        SystemClock.now(),
+    );
+    let find = |search: u8, record: &AddressRecord, id: BlockId| {
+        Frame::Find(Box::new(Find {
+            search: [search; 16],
+            hops: 1,
+            record: record.encode(),
+            ids: vec![id],
+        }))
+    };
+    // A third member passes the search on; first some that lead nowhere.
+    let mut passes = Attacker::new(&key, 1, Role::Reader, &node_holder);
+    let mut stream = passes.greet();
+    let mut forged = record.clone();
+    forged.addresses = vec!["/ip4/127.0.0.1/tcp/1".into()];
+    let searches = [
+        find(1, &forged, id),
+        find(2, &record, BlockId([9; 32])),
+        find(3, &record, id),
+    ];
+    passes.runtime.block_on(async {
+        stream.write_all(&frames(&searches)).await.unwrap();
+        stream.flush().await.unwrap();
+    });
+    assert!(eventually(|| connected(&node_wants) == 1));
+    assert_eq!(node_wants.peers().unwrap()[0].device, node_holder.device());
+    assert_eq!(fetch(&node_wants, id, None, PATIENCE).unwrap(), block(1));
+    // A flood of them is dropped, and costs nobody anything.
+    let flood: Vec<Frame> = (10..200).map(|n| find(n, &record, BlockId([n; 32]))).collect();
+    passes.runtime.block_on(async {
+        stream.write_all(&frames(&flood)).await.unwrap();
+        stream.flush().await.unwrap();
+    });
+    assert_eq!(fetch(&node_wants, id, None, PATIENCE).unwrap(), block(1));
+    assert!(!passes.is_closed());
 }

@@ -12,6 +12,7 @@ use crate::keys::invitation::InvitationId;
 use crate::keys::statement::StatementId;
 use crate::store::CheckedBlock;
 
+use super::find::Find;
 use super::frame::{Frame, Gift};
 
 /// Bytes of blocks that a peer may send here before it needs more credit: 64 average blocks.
@@ -64,6 +65,10 @@ pub(super) enum Ask {
     Presence(Vec<u8>),
     /// Tells it that this device has these files.
     Provide(Vec<[u8; 32]>),
+    /// Passes a search on to it.
+    Find(Box<Find>),
+    /// Tells it that this device has blocks that it searches for.
+    Found([u8; 16], Vec<BlockId>),
     /// Wants keys beyond this epoch, and the root secret or not.
     Keys(u32, bool),
 }
@@ -188,6 +193,8 @@ impl Client {
                 self.shown = self.shown.saturating_add(1);
                 vec![Frame::Roster { digest }]
             }
+            Ask::Find(find) => vec![Frame::Find(find)],
+            Ask::Found(search, ids) => vec![Frame::Found { search, ids }],
             Ask::Provide(roots) => vec![Frame::Provide { roots }],
             Ask::Statements(statements) => vec![Frame::Statements { statements }],
             Ask::Presence(presence) => {
@@ -293,6 +300,8 @@ impl Client {
             | Frame::Put { .. }
             | Frame::Say { .. }
             | Frame::Provide { .. }
+            | Frame::Find(_)
+            | Frame::Found { .. }
             | Frame::Spent { .. } => {
                 return Err(Violation("a request on the answering side of a stream"));
             }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::kad::{self, GetProvidersOk, GetRecordOk, QueryResult, Quorum, Record, RecordKey};
 
-use crate::base::RootId;
+use crate::base::{BlockId, RootId};
 
 use super::address_record::AddressRecord;
 use super::exchange::ToExchange;
+use super::find::{Find, HOPS};
 use super::local::{device_of, peer_of, public_of};
 use super::swarm::{Actor, without_peer};
 
@@ -55,17 +56,56 @@ impl Actor {
         }
     }
 
+    /// Searches for blocks from member to member.
+    pub(super) async fn search(&mut self, ids: Vec<BlockId>) {
+        let mut search = [0; 16];
+        if getrandom::fill(&mut search).is_err() {
+            return;
+        }
+        self.local.searches.lock().is_new(search, true, Instant::now());
+        let find = Find {
+            search,
+            hops: HOPS,
+            record: self.own_record().encode(),
+            ids,
+        };
+        self.tell(ToExchange::Find {
+            find: Box::new(find),
+            except: Vec::new(),
+        })
+        .await;
+    }
+
+    /// Connects to a member that searches for what is here.
+    pub(super) fn reach(&mut self, public: &[u8; 32], addresses: &[String]) {
+        if !self.book.is_connected(&device_of(public)) {
+            self.book.add_addresses(public, addresses, false, Instant::now());
+            self.dial_device(public, addresses);
+        }
+    }
+
+    /// Tells the exchange how many members are not connected, when that changed.
+    pub(super) async fn count_absent(&mut self) {
+        let own = self.local.identity.device.public();
+        let members = self.local.members.publics();
+        let absent = |public: &&[u8; 32]| **public != own && !self.book.is_connected(&device_of(public));
+        let absent = members.iter().filter(absent).count();
+        if absent != self.absent {
+            self.absent = absent;
+            self.tell(ToExchange::Absent(absent)).await;
+        }
+    }
+
+    fn own_record(&self) -> AddressRecord {
+        let (identity, addresses) = (&self.local.identity, self.addresses());
+        let certificate = self.local.members.certificate();
+        AddressRecord::issue(&identity.device, certificate, addresses, self.local.clock.now())
+    }
+
     /// Publishes this device's addresses.
     pub(super) fn publish_record(&mut self) {
-        let addresses = self.addresses();
-        let identity = &self.local.identity;
-        let record = AddressRecord::issue(
-            &identity.device,
-            self.local.members.certificate(),
-            addresses,
-            self.local.clock.now(),
-        );
-        let key = AddressRecord::key(&self.local.group, &identity.device.public());
+        let record = self.own_record();
+        let key = AddressRecord::key(&self.local.group, &self.local.identity.device.public());
         let record = Record::new(key.to_vec(), record.encode());
         self.record_due = Some(Instant::now() + RECORD_DAILY);
         match self

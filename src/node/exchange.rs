@@ -2,7 +2,7 @@
 //!
 //! Invariant: every `FetchDone` and every `Done` that reaches this task is called exactly once, also when the node shuts down.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::store::{FetchDone, FetchError, Want};
 use super::client::{Ask, Reply};
 use super::fetch::Engine;
 use super::fetch_events::{Action, Event, LinkId};
+use super::find::{FAN, Find};
 use super::local::Command;
 use super::partner::{Done, Partner};
 use super::work::Work;
@@ -26,6 +27,8 @@ use super::work::Work;
 pub(super) const EVENTS: usize = 8192;
 /// Events that are taken together, so that what is asked of a peer about several blocks is asked in one frame.
 const TOGETHER: usize = 256;
+/// Answers to searches that wait for a connection.
+const FOUND_MAX: usize = 64;
 
 /// What the exchange hears.
 pub(super) enum ToExchange {
@@ -86,6 +89,26 @@ pub(super) enum ToExchange {
         /// The files' roots.
         roots: Vec<[u8; 32]>,
     },
+    /// Pass a search on, but not to these.
+    Find {
+        /// The search.
+        find: Box<Find>,
+        /// Who wants the blocks, and who passed it on.
+        except: Vec<DeviceId>,
+    },
+    /// Tell a member, as soon as it is connected, that this device has blocks that it searches for.
+    Found {
+        /// The member.
+        device: DeviceId,
+        /// Its search.
+        search: [u8; 16],
+        /// The blocks.
+        ids: Vec<BlockId>,
+    },
+    /// This member has blocks that this device searches for.
+    Told(DeviceId, Vec<BlockId>),
+    /// How many members are not connected.
+    Absent(usize),
     /// A stream ended.
     LinkDown(LinkId),
     /// A peer answered.
@@ -106,6 +129,9 @@ pub(super) enum ToExchange {
     /// End.
     Shutdown,
 }
+
+/// To whom, about which search, and the blocks.
+type Answer = (DeviceId, [u8; 16], Vec<BlockId>);
 
 struct Link {
     device: DeviceId,
@@ -128,6 +154,8 @@ pub(super) struct Exchange {
     errands: HashMap<u64, Errand>,
     partner: Option<Arc<dyn Partner>>,
     next: u64,
+    /// What members are to be told when they are connected.
+    found: VecDeque<Answer>,
     /// What the engine has not heard yet.
     heard: Vec<Event>,
     work: Arc<Work>,
@@ -150,6 +178,7 @@ impl Exchange {
             errands: HashMap::new(),
             partner: None,
             next: 1,
+            found: VecDeque::new(),
             heard: Vec::new(),
             work,
             actor,
@@ -249,6 +278,13 @@ impl Exchange {
                 {
                     partner.reachable(device, true);
                 }
+                let (found, others) = std::mem::take(&mut self.found)
+                    .into_iter()
+                    .partition(|(to, ..)| *to == device);
+                self.found = others;
+                for (_, search, ids) in Vec::from_iter::<VecDeque<Answer>>(found) {
+                    let _ = asks.try_send(Ask::Found(search, ids));
+                }
                 self.links.insert(link, Link { device, role, asks });
                 self.heard.push(Event::LinkUp {
                     link,
@@ -274,6 +310,29 @@ impl Exchange {
             ToExchange::Reply(link, reply) => self.heard.push(Event::Reply(link, reply)),
             ToExchange::LookedUp(root) => self.heard.push(Event::LookedUp(root)),
             ToExchange::Prospects(count) => self.heard.push(Event::Prospects(count)),
+            ToExchange::Find { find, except } => {
+                let mut told: BTreeSet<DeviceId> = except.into_iter().collect();
+                let mut left = FAN;
+                for link in self.links.values() {
+                    if left > 0 && told.insert(link.device) {
+                        left -= 1;
+                        let _ = link.asks.try_send(Ask::Find(find.clone()));
+                    }
+                }
+            }
+            ToExchange::Found { device, search, ids } => {
+                let link = self.links.values().find(|l| l.device == device);
+                match link {
+                    Some(link) => drop(link.asks.try_send(Ask::Found(search, ids))),
+                    None => {
+                        // Of those that never come, the oldest are forgotten.
+                        self.found.truncate(FOUND_MAX - 1);
+                        self.found.push_front((device, search, ids));
+                    }
+                }
+            }
+            ToExchange::Told(device, ids) => self.heard.push(Event::Found(device, ids)),
+            ToExchange::Absent(count) => self.heard.push(Event::Absent(count)),
             ToExchange::Provide { devices, roots } => {
                 for device in devices {
                     if let Some(link) = self.links.values().find(|l| l.device == device) {
@@ -335,6 +394,10 @@ impl Exchange {
                         if self.actor.try_send(Command::Lookup(root)).is_err() {
                             events.push(Event::LookedUp(root));
                         }
+                    }
+                    Action::Find(ids) => {
+                        self.work.find();
+                        let _ = self.actor.try_send(Command::Find(ids));
                     }
                     Action::Banned(device, id) => tracing::warn!(
                         device = %device.short(),

@@ -14,8 +14,10 @@ use crate::store::{CheckedBlock, FetchError, Want};
 use super::bans::{Bans, Terms};
 use super::client::{Ask, Reply};
 use super::fetch_events::{Action, Event, LinkId};
+use super::find::IDS_MAX;
+use super::owed::Link;
 use super::said::{Said, failure};
-use super::tempo::{Budget, Tempo};
+use super::tempo::Budget;
 
 /// A peer that has sent nothing for this long is late, and another one is asked as well, whatever the budget of hedging says.
 const LATE: Duration = Duration::from_secs(2);
@@ -27,8 +29,10 @@ const WRONG: Terms = Terms {
 };
 /// A file is looked up in the DHT at most this often.
 const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
-/// A peer that has not been measured for this long is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// How long an answer to a search is waited for: it comes over a new connection.
+const SEARCH: Duration = Duration::from_secs(4);
+/// Time between two searches, each for several blocks.
+const SEARCH_PAUSE: Duration = Duration::from_millis(300);
 /// Peers that get HAVE while the best guess gets GET.
 const HAVE_FANOUT: usize = 3;
 /// Files whose holders are remembered.
@@ -53,45 +57,16 @@ struct Wanted {
     holders: BTreeSet<DeviceId>,
     said: BTreeMap<DeviceId, Said>,
     attempts: Vec<Attempt>,
+    search: Search,
 }
 
-#[derive(Debug)]
-struct Link {
-    device: DeviceId,
-    capacity: usize,
-    open: BTreeMap<BlockId, Instant>,
-    /// When it last said anything.
-    last_answer: Instant,
-    /// When it last answered a GET.
-    last_block: Option<Instant>,
-    tempo: Tempo,
-    busy_until: Option<Instant>,
-}
-
-impl Link {
-    fn has_room(&self) -> bool {
-        self.busy_until.is_none() && self.open.len() < self.capacity
-    }
-
-    /// How long one more GET is expected to take. A peer that was not tried for a while is tried: it may have become faster.
-    fn expected(&self, now: Instant) -> Duration {
-        let stale = self.last_block.is_none_or(|at| at + TRY_AGAIN <= now);
-        match stale && self.open.is_empty() {
-            true => Duration::ZERO,
-            false => self.tempo.expected(self.open.len()),
-        }
-    }
-
-    /// A GET was answered, or outrun: then it would have taken longer still. Whether it was open.
-    fn answered(&mut self, id: &BlockId, now: Instant) -> bool {
-        let Some(asked) = self.open.remove(id) else {
-            return false;
-        };
-        let other = self.last_block.map(|at| now - at.min(now));
-        self.tempo.answered(now - asked.min(now), other);
-        self.last_block = Some(now);
-        true
-    }
+/// Whether a block was searched for from member to member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Search {
+    No,
+    /// Until when an answer is waited for.
+    Until(Instant),
+    InVain,
 }
 
 /// The state: wants, links and what is known about them.
@@ -106,6 +81,11 @@ pub(super) struct Engine {
     /// Files looked up: `None` while the DHT is being asked, else when it answered.
     lookups: HashMap<RootId, Option<Instant>>,
     prospects: usize,
+    /// Members that are not connected: while there are some, what nobody has is searched for.
+    absent: usize,
+    /// When the next search may begin; whether a want waits for that.
+    next_search: Option<Instant>,
+    waits_for_search: bool,
     budget: Budget,
 }
 
@@ -119,6 +99,9 @@ impl Default for Engine {
             holders: HashMap::new(),
             lookups: HashMap::new(),
             prospects: 0,
+            absent: 0,
+            next_search: None,
+            waits_for_search: false,
             budget: Budget::default(),
         }
     }
@@ -160,18 +143,7 @@ impl Engine {
                 device,
                 capacity,
             } => {
-                self.links.insert(
-                    link,
-                    Link {
-                        device,
-                        capacity: capacity.max(1),
-                        open: BTreeMap::new(),
-                        last_answer: now,
-                        last_block: None,
-                        tempo: Tempo::default(),
-                        busy_until: None,
-                    },
-                );
+                self.links.insert(link, Link::new(device, capacity, now));
             }
             Event::LinkDown(link) => self.link_down(link),
             Event::Reply(link, reply) => self.reply(link, reply, now, actions),
@@ -179,6 +151,14 @@ impl Engine {
                 self.lookups.insert(root, Some(now));
             }
             Event::Prospects(count) => self.prospects = count,
+            Event::Absent(count) => self.absent = count,
+            Event::Found(device, ids) => {
+                for id in ids {
+                    if let Some(wanted) = self.wants.get_mut(&id) {
+                        wanted.holders.insert(device);
+                    }
+                }
+            }
             #[cfg(test)]
             Event::Tick => {}
         }
@@ -190,11 +170,16 @@ impl Engine {
             let alone = w.attempts.iter().filter(|a| !a.late);
             let late = alone.clone().map(|a| self.silent_since(a) + LATE);
             let slow = alone.filter_map(|a| a.slow.filter(|_| self.budget.is_left()));
+            let search = match w.search {
+                Search::Until(at) => Some(at),
+                _ => None,
+            };
             let deadlines = w.waiters.iter().map(|(_, deadline)| *deadline);
-            deadlines.chain(late).chain(slow)
+            deadlines.chain(late).chain(slow).chain(search)
         });
+        let next_search = self.next_search.filter(|_| self.waits_for_search);
         let busy = self.links.values().filter_map(|l| l.busy_until);
-        wants.chain(busy).min()
+        wants.chain(busy).chain(next_search).min()
     }
 
     fn silent_since(&self, attempt: &Attempt) -> Instant {
@@ -234,6 +219,7 @@ impl Engine {
                 holders: holders.into_iter().collect(),
                 said: BTreeMap::new(),
                 attempts: Vec::new(),
+                search: Search::No,
             },
         );
     }
@@ -421,10 +407,12 @@ impl Engine {
         for link in self.links.values_mut() {
             link.busy_until = link.busy_until.filter(|until| *until > now);
         }
+        self.waits_for_search = false;
         let mut haves: BTreeMap<LinkId, Vec<BlockId>> = BTreeMap::new();
+        let mut searched = Vec::new();
         let mut left = VecDeque::new();
         while let Some(id) = self.queue.pop_front() {
-            match self.assign(id, now, &mut haves, actions) {
+            match self.assign(id, now, &mut haves, &mut searched, actions) {
                 Assigned::Yes => {}
                 Assigned::Later => left.push_back(id),
                 Assigned::Never => {
@@ -439,6 +427,10 @@ impl Engine {
             }
         }
         self.queue = left;
+        if !searched.is_empty() {
+            self.next_search = Some(now + SEARCH_PAUSE);
+            actions.push(Action::Find(searched));
+        }
         for (link, ids) in haves {
             for some in ids.chunks(super::frame::HAVE_MAX) {
                 actions.push(Action::Send(link, Ask::Have(some.to_vec())));
@@ -451,6 +443,7 @@ impl Engine {
         id: BlockId,
         now: Instant,
         haves: &mut BTreeMap<LinkId, Vec<BlockId>>,
+        searched: &mut Vec<BlockId>,
         actions: &mut Vec<Action>,
     ) -> Assigned {
         let Some(wanted) = self.wants.get_mut(&id) else {
@@ -480,7 +473,7 @@ impl Engine {
             return if waiting_for_room || !wanted.attempts.is_empty() {
                 Assigned::Later
             } else {
-                self.exhausted(id, actions)
+                self.exhausted(id, now, searched, actions)
             };
         };
         let mut slow = None;
@@ -511,7 +504,13 @@ impl Engine {
     }
 
     /// Nobody who is connected can be asked any more.
-    fn exhausted(&mut self, id: BlockId, actions: &mut Vec<Action>) -> Assigned {
+    fn exhausted(
+        &mut self,
+        id: BlockId,
+        now: Instant,
+        searched: &mut Vec<BlockId>,
+        actions: &mut Vec<Action>,
+    ) -> Assigned {
         let root = self.wants.get(&id).and_then(|w| w.root);
         if let Some(root) = root.filter(|_| !self.links.is_empty()) {
             match self.lookups.get(&root) {
@@ -522,6 +521,25 @@ impl Engine {
                 }
                 Some(None) => return Assigned::Later,
                 Some(Some(_)) => {}
+            }
+        }
+        if self.absent > 0
+            && !self.links.is_empty()
+            && let Some(wanted) = self.wants.get_mut(&id)
+        {
+            match wanted.search {
+                Search::No if searched.len() < IDS_MAX && self.next_search.is_none_or(|at| at <= now) => {
+                    searched.push(id);
+                    wanted.search = Search::Until(now + SEARCH);
+                    return Assigned::Later;
+                }
+                Search::No => {
+                    self.waits_for_search = true;
+                    return Assigned::Later;
+                }
+                Search::Until(at) if at > now => return Assigned::Later,
+                Search::Until(_) => wanted.search = Search::InVain,
+                Search::InVain => {}
             }
         }
         if self.prospects > 0 {

@@ -41,6 +41,10 @@ pub(super) enum Event {
     LookedUp(RootId),
     /// How many members are known or being dialled, but not connected.
     Prospects(usize),
+    /// How many members are not connected.
+    Absent(usize),
+    /// This member has blocks that were searched for.
+    Found(DeviceId, Vec<BlockId>),
     /// Time passed.
     #[cfg(test)]
     Tick,
@@ -55,6 +59,8 @@ pub(super) enum Action {
     Done(u64, Result<CheckedBlock, FetchError>),
     /// Ask the DHT for providers of the file, then report `LookedUp`.
     Lookup(RootId),
+    /// Search for these blocks from member to member.
+    Find(Vec<BlockId>),
     /// For the log: this peer sent wrong bytes.
     Banned(DeviceId, BlockId),
 }

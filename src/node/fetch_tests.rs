@@ -116,7 +116,7 @@ fn a_late_peer_gets_company_and_the_first_answer_wins() {
     engine.handle(up(2), now);
     engine.handle(want(1, 1, now), now);
     // Nothing is known of it: ten milliseconds were expected.
-    let slow = now + Tempo::default().patience(0);
+    let slow = now + engine.links[&1].tempo.patience(0);
     assert_eq!(engine.wakeup(), Some(slow));
     assert!(
         engine
@@ -376,6 +376,53 @@ fn the_faster_of_two_peers_gets_the_more() {
     assert_eq!((times[2990], times[2999] <= 100), (10, true));
 }
 
+#[test]
+fn what_no_connected_member_has_is_searched_for_once_and_not_where_all_are_connected() {
+    let (mut engine, now) = (Engine::default(), Instant::now());
+    engine.handle(up(1), now);
+    let missing = |engine: &mut Engine, n: u8, now| {
+        let mut actions = engine.handle(want(u64::from(n), n, now), now);
+        actions.extend(engine.handle(Event::Reply(1, Reply::Missing(id(n))), now));
+        actions.extend(engine.handle(Event::LookedUp(RootId([1; 32])), now));
+        actions
+    };
+    let found = |actions: &[Action]| -> Vec<BlockId> {
+        let ids = actions.iter().filter_map(|a| match a {
+            Action::Find(ids) => Some(ids.clone()),
+            _ => None,
+        });
+        ids.flatten().collect()
+    };
+    let actions = missing(&mut engine, 1, now);
+    assert!(found(&actions).is_empty() && results(actions).len() == 1);
+    engine.handle(Event::Absent(1), now);
+    assert_eq!(found(&missing(&mut engine, 2, now)), [id(2)]);
+    // The next ones wait a moment, and go together.
+    assert!(found(&missing(&mut engine, 3, now)).is_empty());
+    assert!(found(&missing(&mut engine, 4, now)).is_empty());
+    let later = now + SEARCH_PAUSE;
+    assert_eq!(engine.wakeup(), Some(later));
+    let both = found(&engine.handle(Event::Tick, later));
+    assert_eq!(BTreeSet::from_iter(both), BTreeSet::from([id(3), id(4)]));
+    // One has it, and connects.
+    engine.handle(Event::Found(device(9), vec![id(2), id(77)]), later);
+    assert_eq!(
+        gets(&engine.handle(up(9), later)).len(),
+        3,
+        "it may have the others too"
+    );
+    engine.handle(Event::Reply(9, Reply::Block(checked(block(2)))), later);
+    engine.handle(Event::Reply(9, Reply::Missing(id(3))), later);
+    let actions = engine.handle(Event::Reply(9, Reply::Missing(id(4))), later);
+    assert!(
+        found(&actions).is_empty() && results(actions).is_empty(),
+        "an answer may still come"
+    );
+    let done = results(engine.handle(Event::Tick, later + SEARCH));
+    assert_eq!(done.len(), 2);
+    assert_eq!(engine.wakeup(), None);
+}
+
 /// How a simulated peer treats a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
@@ -464,7 +511,7 @@ proptest! {
                         let held = ids.into_iter().map(|id| (id, holds)).collect();
                         plan(&mut agenda, now_ms + 3, Event::Reply(link, Reply::Held(held)));
                     }
-                    Action::Send(..) | Action::Banned(..) => {}
+                    Action::Send(..) | Action::Banned(..) | Action::Find(_) => {}
                     Action::Lookup(root) => plan(&mut agenda, now_ms + 100, Event::LookedUp(root)),
                     Action::Done(waiter, result) => {
                         prop_assert!(heard.insert(waiter, (now_ms, result)).is_none(), "heard twice");

@@ -16,6 +16,8 @@ use crate::keys::roster::STATEMENTS_MAX;
 use crate::keys::statement::{STATEMENT_MAX, StatementId};
 
 use super::announce::BATCH;
+pub use super::error_code::Code;
+use super::find::{FIND_MAX, Find, IDS_MAX, decode_ids, encode_ids};
 use super::join_message::PAYLOAD_MAX;
 
 /// Version of the frames, shown in HELLO.
@@ -56,40 +58,8 @@ const KEYS: u8 = 20;
 const SAY: u8 = 21;
 const SAID: u8 = 22;
 const PROVIDE: u8 = 23;
-
-/// Why a request was not carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// The peer is not accepted as a member; the connection ends.
-    NotAMember,
-    /// The peer's role does not allow it.
-    NotAllowed,
-    /// The store failed or is full.
-    StoreFailed,
-    /// The peer broke the protocol; the connection ends.
-    Violation,
-}
-
-impl Code {
-    fn to_u16(self) -> u16 {
-        match self {
-            Self::NotAMember => 1,
-            Self::NotAllowed => 2,
-            Self::StoreFailed => 3,
-            Self::Violation => 4,
-        }
-    }
-
-    fn from_u16(value: u16) -> Result<Self, DecodeError> {
-        match value {
-            1 => Ok(Self::NotAMember),
-            2 => Ok(Self::NotAllowed),
-            3 => Ok(Self::StoreFailed),
-            4 => Ok(Self::Violation),
-            _ => Err(DecodeError::Invalid("unknown error code")),
-        }
-    }
-}
+const FIND: u8 = 24;
+const FOUND: u8 = 25;
 
 /// Keys on their way to a member: wiped when dropped, never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -239,6 +209,15 @@ pub enum Frame {
         /// Their roots, 1 to [`BATCH`].
         roots: Vec<[u8; 32]>,
     },
+    /// Somebody wants blocks.
+    Find(Box<Find>),
+    /// Answer to FIND, on a stream of the answerer: I have these.
+    Found {
+        /// The search.
+        search: [u8; 16],
+        /// The blocks.
+        ids: Vec<BlockId>,
+    },
     /// A message of the sender's replication to ours.
     Say {
         /// Request id.
@@ -289,6 +268,8 @@ impl Head {
             SAY => 4 + SAY_MAX,
             SAID => 4 + SAID_MAX,
             PROVIDE => 2 + BATCH * 32,
+            FIND => FIND_MAX,
+            FOUND => 16 + 2 + IDS_MAX * 32,
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         let body_len = len
@@ -414,6 +395,11 @@ impl Frame {
                 let roots = (0..count).map(|_| r.array()).collect::<Result<_, _>>()?;
                 Self::Provide { roots }
             }
+            FIND => Self::Find(Box::new(Find::decode(&mut r)?)),
+            FOUND => Self::Found {
+                search: r.array()?,
+                ids: decode_ids(&mut r)?,
+            },
             PRESENCE => Self::Presence {
                 presence: r.bytes16(PRESENCE_MAX)?.to_vec(),
             },
@@ -541,6 +527,15 @@ impl Frame {
                     w.raw(root);
                 }
                 PROVIDE
+            }
+            Self::Find(find) => {
+                find.encode(&mut w);
+                FIND
+            }
+            Self::Found { search, ids } => {
+                w.raw(search);
+                encode_ids(ids, &mut w);
+                FOUND
             }
             Self::Presence { presence } => {
                 w.bytes16(presence);

@@ -57,6 +57,23 @@ fn golden_bytes_of_version_1() {
         }),
         format!("23000000170100{}", "cd".repeat(32))
     );
+    let find = Find {
+        search: [1; 16],
+        hops: 2,
+        record: vec![9],
+        ids: vec![id],
+    };
+    assert_eq!(
+        hex(&Frame::Find(Box::new(find))),
+        format!("3700000018{}020100090100{}", "01".repeat(16), "ab".repeat(32))
+    );
+    assert_eq!(
+        hex(&Frame::Found {
+            search: [1; 16],
+            ids: vec![id]
+        }),
+        format!("3300000019{}0100{}", "01".repeat(16), "ab".repeat(32))
+    );
     assert_eq!(hex(&Frame::Credit { bytes: 1 }), "050000000c01000000");
     assert_eq!(
         hex(&Frame::Hello {
@@ -93,6 +110,20 @@ fn any_frame() -> impl Strategy<Value = Frame> {
     let few = proptest::collection::vec(bytes.clone(), 1..4);
     prop_oneof![
         any::<[u8; 32]>().prop_map(|digest| Frame::Roster { digest }),
+        (
+            any::<[u8; 16]>(),
+            0u8..3,
+            bytes.clone(),
+            proptest::collection::vec(id.clone(), 1..9)
+        )
+            .prop_map(|(search, hops, record, ids)| Frame::Find(Box::new(Find {
+                search,
+                hops,
+                record,
+                ids
+            }))),
+        (any::<[u8; 16]>(), proptest::collection::vec(id.clone(), 1..9))
+            .prop_map(|(search, ids)| Frame::Found { search, ids }),
         proptest::collection::vec(any::<[u8; 32]>(), 1..9).prop_map(|roots| Frame::Provide { roots }),
         proptest::collection::vec(any::<[u8; 16]>().prop_map(StatementId), 0..40)
             .prop_map(|ids| Frame::Known { ids }),
@@ -157,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..25, body in proptest::collection::vec(any::<u8>(), 0..120)) {
+    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..27, body in proptest::collection::vec(any::<u8>(), 0..120)) {
         let mut bytes = (body.len() as u32 + 1).to_le_bytes().to_vec();
         bytes.push(kind);
         bytes.extend_from_slice(&body);

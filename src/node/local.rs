@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::base::clock::Clock;
-use crate::base::{DeviceId, GroupId, RootId};
+use crate::base::{BlockId, DeviceId, GroupId, RootId};
 use crate::keys::certificate::Membership;
 use crate::keys::{Certificate, DeviceKey};
 use crate::store::BlockStore;
@@ -21,6 +21,7 @@ use super::admit::Desk;
 use super::bans::{Bans, Terms};
 use super::exchange::ToExchange;
 use super::fetch_events::LinkId;
+use super::find::Searches;
 use super::members::Members;
 use super::partner::Partner;
 use super::peers::PeerInfo;
@@ -66,6 +67,8 @@ pub(super) struct Local {
     pub(super) desk: Option<Arc<Desk>>,
     /// Files that are to be announced and that the swarm actor has not seen yet.
     pub(super) announced: Mutex<VecDeque<RootId>>,
+    /// Searches that came by.
+    pub(super) searches: Mutex<Searches>,
     /// What was asked of others.
     pub(super) work: Arc<Work>,
     /// The swarm actor.
@@ -135,6 +138,10 @@ pub(super) enum Command {
     },
     /// A member has these files.
     Provided(PeerId, Vec<[u8; 32]>),
+    /// Search for blocks from member to member.
+    Find(Vec<BlockId>),
+    /// Connect to the member with this public key, which may be at these addresses.
+    Reach([u8; 32], Vec<String>),
     /// End a connection.
     Close(ConnectionId),
     /// End everything.

@@ -190,9 +190,11 @@ impl Pace {
     /// Whether one more frame is within bounds.
     pub(super) fn allows(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * self.rate).min(self.burst) - 1.0;
+        self.left = (self.left + passed * self.rate).min(self.burst);
         self.at = now;
-        self.left >= 0.0
+        let allowed = self.left >= 1.0;
+        self.left -= f64::from(u8::from(allowed));
+        allowed
     }
 }
 

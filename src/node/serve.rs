@@ -18,6 +18,8 @@ use crate::keys::certificate::Membership;
 use crate::store::CheckedBlock;
 
 use super::admission::Admission;
+use super::exchange::ToExchange;
+use super::find;
 use super::frame::Frame;
 use super::gate::Opened;
 use super::handshake::{self, Peer};
@@ -123,6 +125,7 @@ async fn converse(
     let ends = Watch::new(local, &peer).ended();
     let mut pace = Pace::of_news(Instant::now());
     let mut taken = Bucket::with_burst(FRAMES_RATE, FRAMES_BURST, Instant::now());
+    let mut searches = Pace::new(find::BURST, find::RATE, Instant::now());
     let mut busy = Pace::new(BUSY_BURST, BUSY_RATE, Instant::now());
     let reader = async {
         loop {
@@ -156,6 +159,13 @@ async fn converse(
                         return Ended::Violation(
                             "it asks for more than it was granted, again and again".into(),
                         );
+                    }
+                    let search = work
+                        .iter()
+                        .any(|work| matches!(work, Work::Find(_) | Work::Found(..)));
+                    if search && !searches.allows(Instant::now()) {
+                        tracing::debug!("a search is dropped: the peer sends too many");
+                        continue;
                     }
                     worker.carry_out(work, outbox, admission);
                     if outbox.is_full() {
@@ -237,6 +247,19 @@ impl Worker {
                     })
                 }
                 Work::Hear(request, body) => self.hear(request, body),
+                Work::Find(find) => {
+                    let from = self.shown.device;
+                    self.start(false, move |local| {
+                        find::take(local, from, *find);
+                        Finished::News(Ok(None))
+                    });
+                }
+                Work::Found(search, ids) => {
+                    if self.local.searches.lock().is_own(&search) {
+                        let device = device_of(&self.shown.device);
+                        let _ = self.local.exchange.try_send(ToExchange::Told(device, ids));
+                    }
+                }
                 Work::Provided(roots) => {
                     if let Some(peer) = peer_of(&self.shown.device) {
                         // A busy actor: they are told again.

@@ -14,6 +14,7 @@ use crate::keys::Role;
 use crate::keys::invitation::InvitationId;
 
 use super::client::Violation;
+use super::find::Find;
 use super::frame::{Code, Frame};
 
 /// Requests that a peer may have open on one stream; more are answered BUSY.
@@ -50,6 +51,10 @@ pub(super) enum Work {
     },
     /// The peer has these files.
     Provided(Vec<[u8; 32]>),
+    /// Somebody searches for blocks.
+    Find(Box<Find>),
+    /// The peer has blocks that this device may be searching for.
+    Found([u8; 16], Vec<BlockId>),
     /// The peer tells of the group: its roster, statements, its presence, or that it lacks keys.
     News(Frame),
     /// Send a frame; after a block, call [`Server::written`].
@@ -168,6 +173,8 @@ impl Server {
                     device,
                 }])
             }
+            Frame::Find(find) => Ok(vec![Work::Find(find)]),
+            Frame::Found { search, ids } => Ok(vec![Work::Found(search, ids)]),
             Frame::Provide { roots } => Ok(vec![Work::Provided(roots)]),
             Frame::Roster { .. }
             | Frame::Statements { .. }

@@ -114,6 +114,7 @@ impl Node {
         let device = identity.device.id();
         let local = Arc::new(Local {
             announced: Mutex::default(),
+            searches: Mutex::default(),
             work: Arc::default(),
             group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
             identity,

@@ -74,6 +74,7 @@ pub(super) struct Actor {
     pub(super) queries: HashMap<QueryId, Query>,
     pub(super) lookups: Vec<RootId>,
     pub(super) record_due: Option<Instant>,
+    pub(super) absent: usize,
     pub(super) announced_changed: bool,
     pub(super) announced_saved: Instant,
     prospects: usize,
@@ -109,6 +110,7 @@ impl Actor {
             queries: HashMap::new(),
             lookups: Vec::new(),
             record_due: None,
+            absent: 0,
             announced_changed: false,
             announced_saved: Instant::now(),
             prospects: 0,
@@ -202,6 +204,8 @@ impl Actor {
                 self.tell_prospects().await;
                 self.tell(ToExchange::LinkDown(link)).await;
             }
+            Command::Find(ids) => self.search(ids).await,
+            Command::Reach(public, addresses) => self.reach(&public, &addresses),
             Command::Provided(peer, roots) => {
                 roots.into_iter().for_each(|root| self.provides(peer, root));
             }
@@ -280,6 +284,7 @@ impl Actor {
             tokio::task::spawn_blocking(move || members.open_mail());
         }
         self.dial_due();
+        self.count_absent().await;
         self.tend_relays(Instant::now());
         // Alone there is nobody to tell; all stays due.
         if self.connections.values().any(|c| c.member.is_some()) {

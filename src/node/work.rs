@@ -13,6 +13,8 @@ pub struct WorkDone {
     pub cancels: u64,
     /// Bytes of blocks that came after they were taken back.
     pub wasted_bytes: u64,
+    /// Searches from member to member (FIND) that this device began.
+    pub finds: u64,
     /// Messages that told of files, each of up to 512 of them (PROVIDE).
     pub announcements: u64,
 }
@@ -24,6 +26,7 @@ pub(super) struct Work {
     haves: AtomicU64,
     cancels: AtomicU64,
     wasted_bytes: AtomicU64,
+    finds: AtomicU64,
     announcements: AtomicU64,
 }
 
@@ -48,6 +51,11 @@ impl Work {
         self.wasted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// One more search.
+    pub(super) fn find(&self) {
+        self.finds.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// So many messages told of files.
     pub(super) fn announce(&self, messages: u64) {
         self.announcements.fetch_add(messages, Ordering::Relaxed);
@@ -60,6 +68,7 @@ impl Work {
             haves: self.haves.load(Ordering::Relaxed),
             cancels: self.cancels.load(Ordering::Relaxed),
             wasted_bytes: self.wasted_bytes.load(Ordering::Relaxed),
+            finds: self.finds.load(Ordering::Relaxed),
             announcements: self.announcements.load(Ordering::Relaxed),
         }
     }
