@@ -479,7 +479,9 @@ proptest! {
         loop {
             steps += 1;
             prop_assert!(steps < 100_000, "the engine does not come to rest");
-            let wake = engine.wakeup().map(|at| at.saturating_duration_since(start).as_millis() as u64);
+            // To the next whole millisecond: at the one before it is not time yet.
+            let whole = |time: Duration| time.as_nanos().div_ceil(1_000_000) as u64;
+            let wake = engine.wakeup().map(|at| whole(at.saturating_duration_since(start)));
             let next = agenda.first_key_value().map(|((at, _), _)| *at);
             let event = match (next, wake) {
                 (None, None) => break,

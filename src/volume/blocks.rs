@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::Wait;
 use super::error::{BlockError, Result, VolumeError};
 use super::retention::Retention;
+use super::wishes::Needs;
 use crate::base::activity::{self, Refused, Waits};
 use crate::base::limits::CHUNK_MAX;
 use crate::base::{BlockId, PlainHash, RootId, work};
@@ -222,20 +223,24 @@ impl Blocks {
         cuts
     }
 
-    /// Seals plaintext along its cuts on all cores and stores the blocks. They survive the death of the process when this returns.
-    pub fn store(&self, data: &[u8], cuts: &[Cut]) -> Result<(Vec<Stored>, CommitSeq)> {
+    /// Seals plaintext along its cuts on all cores and stores the blocks, for a file with these needs. They survive the death of the process
+    /// when this returns.
+    pub fn store(&self, data: &[u8], cuts: &[Cut], needs: Needs) -> Result<(Vec<Stored>, CommitSeq)> {
         let watch = self.watch.read();
         let (stored, batch) = self.seal(data, cuts, watch.as_ref())?;
         let seq = self.put(batch)?;
-        self.tell(&stored);
+        self.tell(&stored, needs);
         Ok((stored, seq))
     }
 
     /// Tells what is going to be named.
-    fn tell(&self, stored: &[Stored]) {
-        if let Some(retention) = &self.retention {
-            let ids: Vec<BlockId> = stored.iter().filter_map(|stored| stored.block).collect();
-            retention.stored(&ids);
+    fn tell(&self, stored: &[Stored], needs: Needs) {
+        let Some(retention) = &self.retention else { return };
+        let ids = stored.iter().filter_map(|stored| stored.block);
+        if needs == Needs::of_all(&**retention) {
+            retention.stored(&ids.collect::<Vec<_>>());
+        } else {
+            retention.wished(&ids.map(|id| (id, needs)).collect::<Vec<_>>());
         }
     }
 
@@ -243,6 +248,7 @@ impl Blocks {
     /// must not wait for other computers; `done` is told of each in the same order.
     pub fn store_in_turn<T>(
         &self,
+        needs: Needs,
         mut next: impl FnMut() -> Result<Option<(Vec<u8>, Vec<Cut>, T)>>,
         mut done: impl FnMut(T, &[Stored], CommitSeq),
     ) -> Result<()> {
@@ -257,7 +263,7 @@ impl Blocks {
                 let seq = put
                     .join()
                     .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
-                self.tell(&stored);
+                self.tell(&stored, needs);
                 done(mark, &stored, seq);
                 Ok(())
             };

@@ -100,7 +100,9 @@ impl Volume {
         let mut from = 0;
         while let Some(patches) = { gather(&file.state.lock(), &mut from) } {
             let cuts: Vec<Cut> = patches.blocks.iter().map(|len| Cut::Data(*len)).collect();
-            let (stored, seq) = self.blocks.store(&patches.data, &cuts)?;
+            let (stored, seq) = self
+                .blocks
+                .store(&patches.data, &cuts, self.needs_of_open(file))?;
             let mut state = file.state.lock();
             let before = state.pieces.in_memory();
             for (range, block, skip) in patches.stretches {

@@ -103,7 +103,7 @@ impl Volume {
         let done = |(covered, stamp): (Range<u64>, u64), stored: &[Stored], seq| {
             meanwhile |= !self.settle_range(&mut file.state.lock(), covered, stamp, stored, seq);
         };
-        self.blocks.store_in_turn(next, done)?;
+        self.blocks.store_in_turn(self.needs_of_open(file), next, done)?;
         Ok(if meanwhile { u64::MAX } else { at })
     }
 
@@ -121,7 +121,9 @@ impl Volume {
         if covered == 0 {
             return Ok(range.end);
         }
-        let (stored, seq) = self.blocks.store(&data[..covered], &cuts)?;
+        let (stored, seq) = self
+            .blocks
+            .store(&data[..covered], &cuts, self.needs_of_open(file))?;
         let covered = range.start..range.start + covered as u64;
         let end = covered.end;
         let settled = self.settle_range(&mut file.state.lock(), covered, plan.stamp, &stored, seq);

@@ -43,6 +43,14 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// Of a file for which nothing is wished.
+    pub fn of_all(retention: &dyn super::Retention) -> Self {
+        Self {
+            replicas: retention.default_replicas(),
+            pinned: false,
+        }
+    }
+
     /// What satisfies both.
     pub fn and(self, other: Self) -> Self {
         Self {

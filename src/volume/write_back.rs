@@ -399,15 +399,11 @@ fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>,
         return Ok((Vec::new(), 0));
     }
     let cuts: Vec<Cut> = encoded.iter().map(|bytes| Cut::Data(bytes.len())).collect();
-    let (stored, seq) = blocks.store(&encoded.concat(), &cuts)?;
-    let ids: Vec<BlockId> = stored.into_iter().filter_map(|s| s.block).collect();
-    if let Some(retention) = blocks.retention() {
-        // Without them nobody can say here what the file needs.
-        let needs = Needs {
-            replicas: retention.default_replicas(),
-            pinned: true,
-        };
-        retention.wished(&ids.iter().map(|id| (*id, needs)).collect::<Vec<_>>());
-    }
-    Ok((ids, seq))
+    // Without them nobody can say here what the file needs.
+    let needs = Needs {
+        replicas: blocks.retention().map_or(0, super::Retention::default_replicas),
+        pinned: true,
+    };
+    let (stored, seq) = blocks.store(&encoded.concat(), &cuts, needs)?;
+    Ok((stored.into_iter().filter_map(|s| s.block).collect(), seq))
 }
