@@ -1,7 +1,7 @@
 //! FIND: a search for blocks whose holders are not connected to who wants them, passed on from member to member a few times.
 //!
 //! Whoever has a block connects to who wants it, at the addresses in a record that this one signed, and tells it (FOUND). Invariant: a search
-//! goes at most [`HOPS`] steps beyond the first, passes each member once, and costs each at most [`FAN`] messages; what is remembered of
+//! goes at most [`HOPS`] steps beyond the first, passes each member once, and costs each at most `FAN` messages; what is remembered of
 //! searches is bounded. Used by `serve`, `exchange` and the swarm actor.
 
 use std::collections::{HashMap, VecDeque};

@@ -107,13 +107,11 @@ impl std::fmt::Display for Whereabouts {
 impl Volume {
     /// What a file needs when nobody wished anything for it.
     pub(super) fn default_needs(&self) -> Needs {
-        Needs {
-            replicas: self
-                .blocks
-                .retention()
-                .map_or(0, super::Retention::default_replicas),
+        let none = Needs {
+            replicas: 0,
             pinned: false,
-        }
+        };
+        self.blocks.retention().map_or(none, Needs::of_all)
     }
 
     /// What `inode` needs, below a directory that needs `inherited`. Takes note of the first wish that is found in the volume.
@@ -267,9 +265,8 @@ impl Volume {
         Ok(brought)
     }
 
-    /// Wishes that a file, or all below a directory, stays on this device, or not any more.
+    /// Wishes that a file, or all below a directory, stays on this device, or not any more. A reader may wish so too.
     pub fn pin(&self, path: &Path, pinned: bool) -> Result<()> {
-        self.check_writable()?;
         let parent = host_path(path.parent().unwrap_or(Path::new("")));
         let value: &[u8] = if pinned { b"1" } else { b"0" };
         let fail = |error: std::io::Error| VolumeError::host("extended attribute", error);
