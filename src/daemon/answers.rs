@@ -103,7 +103,7 @@ impl Answers {
             read_only: self.read_only,
             store: stats.into(),
             network: self.network.as_ref().map(|network| network.summary()),
-            replication: self.replication.as_deref().map(care::health),
+            replication: self.replication.as_deref().map(care::health).transpose()?,
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
             warnings: self.warnings(),

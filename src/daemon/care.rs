@@ -193,7 +193,7 @@ pub(super) fn wait_for_replicas(
     let deadline = Instant::now() + at_most;
     loop {
         let settled = replication.is_settled();
-        let now = health(replication);
+        let now = health(replication)?;
         if settled && now.lacking_bytes == 0 || Instant::now() >= deadline {
             return Ok(now);
         }
@@ -261,10 +261,10 @@ pub(super) fn verify(
     if let Some(replication) = replication {
         check_holders(replication, &mut found, report);
         found.replication = Some(match repair {
-            true => wait_for_repair(replication, report),
-            false => health(replication),
+            true => wait_for_repair(replication, report)?,
+            false => health(replication)?,
         });
-        found.away = away(replication);
+        found.away = away(replication).map_err(failed)?;
     }
     Ok(Box::new(found))
 }
@@ -312,36 +312,46 @@ fn check_holders(replication: &Replication, found: &mut Verified, report: Report
 }
 
 /// Waits until everything has its replicas again, or nothing comes of waiting.
-fn wait_for_repair(replication: &Replication, report: Report<'_>) -> Health {
+fn wait_for_repair(replication: &Replication, report: Report<'_>) -> Result<Health, Failure> {
     let mut last = (Instant::now(), u64::MAX);
     loop {
         let settled = replication.is_settled();
-        let now = health(replication);
+        let now = health(replication)?;
         if now.lacking_bytes < last.1 {
             last = (Instant::now(), now.lacking_bytes);
         }
         let over = settled && now.lacking_bytes == 0;
         if over || last.0.elapsed() > PATIENCE || report(replicating(&now)).is_err() {
-            return now;
+            return Ok(now);
         }
         std::thread::sleep(LOOK);
     }
 }
 
-fn away(replication: &Replication) -> Vec<DeviceId> {
+fn away(replication: &Replication) -> Result<Vec<DeviceId>, StoreError> {
     let here = replication.reachable();
-    let holders = replication.stored_at();
-    holders
+    let holders = replication.stored_at()?;
+    Ok(holders
         .into_iter()
         .map(|share| share.device)
         .filter(|device| !here.contains(device))
-        .collect()
+        .collect())
 }
 
 /// How well the volume's blocks are replicated.
-pub(super) fn health(replication: &Replication) -> Health {
+pub(super) fn health(replication: &Replication) -> Result<Health, Failure> {
+    ask_store(replication).map_err(|e| {
+        Failure::new(
+            "cannot tell how well everything is replicated",
+            e,
+            "the log says more",
+        )
+    })
+}
+
+fn ask_store(replication: &Replication) -> Result<Health, StoreError> {
     let by_replicas: Vec<control::Health> = replication
-        .health()
+        .health()?
         .into_iter()
         .map(|line| control::Health {
             replicas: line.copies,
@@ -358,16 +368,16 @@ pub(super) fn health(replication: &Replication) -> Health {
         held_blocks: 0,
         held_bytes: 0,
     };
-    for share in replication.stored_at() {
+    for share in replication.stored_at()? {
         let entry = members.entry(share.device).or_insert_with(|| none(share.device));
         (entry.stored_blocks, entry.stored_bytes) = (share.blocks, share.bytes);
     }
-    for share in replication.held_for() {
+    for share in replication.held_for()? {
         let entry = members.entry(share.device).or_insert_with(|| none(share.device));
         (entry.held_blocks, entry.held_bytes) = (share.blocks, share.bytes);
     }
     let groups: Vec<control::Groups> = replication
-        .groups()
+        .groups()?
         .into_iter()
         .map(|line| control::Groups {
             have: line.have,
@@ -381,18 +391,18 @@ pub(super) fn health(replication: &Replication) -> Health {
     let single: u64 = single.map(|line| line.bytes).sum();
     let grouped = groups.iter().filter(|line| line.have < line.data + line.parity);
     let grouped: u64 = grouped.map(|line| line.bytes).sum();
-    let (queued_blocks, queued_bytes) = replication.queued();
-    Health {
+    let (queued_blocks, queued_bytes) = replication.queued()?;
+    Ok(Health {
         lacking_bytes: single + grouped,
         health: by_replicas,
         groups,
-        held_bytes: replication.held_bytes(),
+        held_bytes: replication.held_bytes()?,
         queued_blocks,
         queued_bytes,
         bytes_per_sec: replication.bytes_per_sec(),
         possible: replication.possible(),
         members: members.into_values().collect(),
-    }
+    })
 }
 
 /// Why a block stays, for people.

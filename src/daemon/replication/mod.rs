@@ -40,7 +40,7 @@ use crate::node::partner;
 use crate::replica::message::{Action, Answer, Checked, Event, Member, Request, Unfreed};
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
-use crate::store::{GroupHealth, GroupStore, Health, ReplicaStore, Share, SqliteStore, Tiered};
+use crate::store::{GroupHealth, GroupStore, Health, ReplicaStore, Share, SqliteStore, StoreError, Tiered};
 use crate::volume::Volume;
 
 /// How often what the volume stored is told to the machine, and the members are looked at.
@@ -206,13 +206,13 @@ impl Replication {
     }
 
     /// Blocks by how many replicas they have.
-    pub(super) fn health(&self) -> Vec<Health> {
-        self.store.health().unwrap_or_default()
+    pub(super) fn health(&self) -> Result<Vec<Health>, StoreError> {
+        self.store.health()
     }
 
     /// Groups by how many of their shards others have.
-    pub(super) fn groups(&self) -> Vec<GroupHealth> {
-        self.store.group_health().unwrap_or_default()
+    pub(super) fn groups(&self) -> Result<Vec<GroupHealth>, StoreError> {
+        self.store.group_health()
     }
 
     /// Whether everything that the volume stored has been told to the machine, and it has done what there was to do at once.
@@ -241,18 +241,18 @@ impl Replication {
     }
 
     /// What others hold for this device.
-    pub(super) fn stored_at(&self) -> Vec<Share> {
-        self.store.stored_at().unwrap_or_default()
+    pub(super) fn stored_at(&self) -> Result<Vec<Share>, StoreError> {
+        self.store.stored_at()
     }
 
     /// What this device holds for others.
-    pub(super) fn held_for(&self) -> Vec<Share> {
-        self.store.held_for().unwrap_or_default()
+    pub(super) fn held_for(&self) -> Result<Vec<Share>, StoreError> {
+        self.store.held_for()
     }
 
     /// Blocks and bytes for which something is to be done.
-    pub(super) fn queued(&self) -> (u64, u64) {
-        self.store.queued().unwrap_or_default()
+    pub(super) fn queued(&self) -> Result<(u64, u64), StoreError> {
+        self.store.queued()
     }
 
     /// Members that can be asked.
@@ -271,8 +271,8 @@ impl Replication {
     }
 
     /// Bytes that this device keeps for others.
-    pub(super) fn held_bytes(&self) -> u64 {
-        self.store.held_bytes().unwrap_or_default()
+    pub(super) fn held_bytes(&self) -> Result<u64, StoreError> {
+        self.store.held_bytes()
     }
 
     /// Ends the threads. What the volume stored before is remembered.

@@ -15,13 +15,7 @@ impl SqliteStore {
         self.select(
             "SELECT holder, count(*), coalesce(sum(len), 0) FROM replica JOIN kept USING (block) GROUP BY holder",
             &[],
-            |row| {
-                Ok(Share {
-                    device: device_in(row, 0)?,
-                    blocks: secs_in(row, 1)?,
-                    bytes: secs_in(row, 2)?,
-                })
-            },
+            share_in,
         )
     }
 
@@ -30,13 +24,7 @@ impl SqliteStore {
         self.select(
             "SELECT owner, count(*), coalesce(sum(len), 0) FROM lease JOIN block ON block.id = lease.block GROUP BY owner",
             &[],
-            |row| {
-                Ok(Share {
-                    device: device_in(row, 0)?,
-                    blocks: secs_in(row, 1)?,
-                    bytes: secs_in(row, 2)?,
-                })
-            },
+            share_in,
         )
     }
 
@@ -93,6 +81,14 @@ impl SqliteStore {
         }
         Ok(found)
     }
+}
+
+fn share_in(row: &rusqlite::Row<'_>) -> rusqlite::Result<Share> {
+    Ok(Share {
+        device: device_in(row, 0)?,
+        blocks: secs_in(row, 1)?,
+        bytes: secs_in(row, 2)?,
+    })
 }
 
 fn cold_in(row: &rusqlite::Row<'_>) -> rusqlite::Result<Cold> {
