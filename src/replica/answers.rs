@@ -233,12 +233,10 @@ impl Machine {
             let Some(asked) = self.close(&to, seq) else {
                 continue;
             };
+            self.leave_alone(&to);
             let Some(peer) = self.peers.get_mut(&to) else {
                 continue;
             };
-            peer.silent = peer.silent.saturating_add(1);
-            let wait = self.rules.retry_ms << peer.silent.min(6);
-            peer.busy_until_ms = now + wait.min(self.rules.sleep_ms);
             // A member that is connected and does not show what it holds, again and again, withholds it.
             if let Purpose::Audit(slices) = &asked.purpose
                 && let Some(slice) = slices.first()

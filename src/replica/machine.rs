@@ -219,6 +219,7 @@ impl Machine {
             Event::Request(from, request) => self.request(from, request)?,
             Event::Answer(from, answer) => self.answer(from, answer)?,
             Event::Unsent(to, seq) => self.unsent(to, seq),
+            Event::Unanswered(to, seq) => self.unanswered(to, seq),
             Event::Retain(blocks) => self.retain(&blocks, false)?,
             Event::Named(blocks) => self.retain(&blocks, true)?,
             Event::BeginMark => self.begin_mark()?,
@@ -414,6 +415,8 @@ impl Machine {
         peer.lost &= !connected;
         peer.set_connected(connected, now, &rules);
         if connected {
+            // What did not work over an earlier connection may work over this one.
+            (peer.silent, peer.busy_until_ms) = (0, 0);
             peer.next_renewal_ms = now;
             self.hurry();
             if was_lost {
@@ -429,6 +432,22 @@ impl Machine {
             for seq in open {
                 self.close(&device, seq);
             }
+        }
+    }
+
+    fn unanswered(&mut self, to: DeviceId, seq: u64) {
+        if self.close(&to, seq).is_some() {
+            self.leave_alone(&to);
+            self.hurry();
+        }
+    }
+
+    /// A member that did not answer is asked again after a while, longer each time.
+    pub(super) fn leave_alone(&mut self, device: &DeviceId) {
+        let (now, rules) = (self.now_ms, self.rules);
+        if let Some(peer) = self.peers.get_mut(device) {
+            peer.silent = peer.silent.saturating_add(1);
+            peer.busy_until_ms = now + (rules.retry_ms << peer.silent.min(6)).min(rules.sleep_ms);
         }
     }
 

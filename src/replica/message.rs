@@ -181,6 +181,8 @@ pub enum Event {
     Answer(DeviceId, Answer),
     /// A request could not be sent, or in part: these blocks could not be had.
     Unsent(DeviceId, u64),
+    /// A request was not answered, or what was answered is of no use: the connection broke, or the holder refused. Says nothing of its blocks.
+    Unanswered(DeviceId, u64),
     /// The user's files need these blocks, as much as this at least.
     Retain(Vec<Retained>),
     /// A marking found that the user's files need these blocks, and exactly so unless [`Event::Retain`] has said more since it began.

@@ -21,6 +21,8 @@ mod judge;
 mod judge_tests;
 mod keeping;
 mod machine;
+#[cfg(test)]
+mod machine_tests;
 pub mod message;
 mod peers;
 pub mod placement;

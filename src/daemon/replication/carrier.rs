@@ -56,6 +56,14 @@ pub(super) struct Carrier {
     pub(super) jobs: Sender<Job>,
 }
 
+/// Why a holder has not got blocks.
+enum Unbrought {
+    /// One of them could not be had.
+    NotHad(String),
+    /// The holder could not be reached, or did not take one.
+    NotTaken(String),
+}
+
 impl Carrier {
     pub(super) fn run(&self, work: &Receiver<Job>) {
         while let Ok(job) = work.recv() {
@@ -133,10 +141,14 @@ impl Carrier {
             _ => None,
         };
         if let Some((seq, blocks)) = sent
-            && let Err(why) = self.bring(to, &blocks)
+            && let Err(unbrought) = self.bring(to, &blocks)
         {
+            let (event, why) = match unbrought {
+                Unbrought::NotHad(why) => (Event::Unsent(to, seq), why),
+                Unbrought::NotTaken(why) => (Event::Unanswered(to, seq), why),
+            };
             tracing::debug!(device = %to.short(), why, "blocks could not be brought to a holder");
-            let _ = self.inbox.send(Msg::Event(Event::Unsent(to, seq)));
+            let _ = self.inbox.send(Msg::Event(event));
             return;
         }
         let body = Said::Request(request.clone()).encode().into();
@@ -146,11 +158,11 @@ impl Carrier {
     }
 
     /// Sends blocks and waits until the holder has stored them.
-    fn bring(&self, to: DeviceId, blocks: &[BlockId]) -> Result<(), String> {
+    fn bring(&self, to: DeviceId, blocks: &[BlockId]) -> Result<(), Unbrought> {
         let deadline = Instant::now() + WITHIN;
         let (tell, told) = bounded(blocks.len());
         for block in blocks {
-            let bytes = self.read(block, deadline)?;
+            let bytes = self.read(block, deadline).map_err(Unbrought::NotHad)?;
             let tell = tell.clone();
             let (shared, len) = (Arc::clone(&self.shared), bytes.len() as u64);
             let done = move |result: Result<Bytes, String>| {
@@ -162,8 +174,8 @@ impl Carrier {
             self.node.put(to, *block, bytes, deadline, Box::new(done));
         }
         for _ in blocks {
-            told.recv_deadline(deadline)
-                .map_err(|error| error.to_string())??;
+            let taken = told.recv_deadline(deadline).map_err(|error| error.to_string());
+            taken.and_then(|taken| taken).map_err(Unbrought::NotTaken)?;
         }
         Ok(())
     }
@@ -190,7 +202,7 @@ impl Carrier {
             Ok(answer) => Event::Answer(from, answer),
             Err(why) => {
                 tracing::debug!(device = %from.short(), why, "a request was not answered");
-                Event::Unsent(from, seq)
+                Event::Unanswered(from, seq)
             }
         };
         let _ = self.inbox.send(Msg::Event(event));
