@@ -1,14 +1,13 @@
 //! `dfs init`: a new volume in a new or existing folder, or an old one again from its 24 words.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use super::environment::Environment;
 use super::passphrase;
-use super::report::{Outcome, failed, from_daemon, note, print};
+use super::report::{Outcome, from_daemon, note, print};
+use super::words;
 use crate::base::clock::{Clock, SystemClock};
 use crate::daemon::{self, Initialised, Origin};
-use crate::keys::RootSecret;
 
 /// Make a new volume in a folder.
 ///
@@ -27,18 +26,34 @@ pub struct Args {
     /// Make an old volume again: its 24 words are read from standard input.
     #[arg(long)]
     recover: bool,
+    /// Open the group to guests: they keep blocks for it and have their own kept, within limits (`public` in dfs.toml).
+    #[arg(long)]
+    public: bool,
 }
 
 /// Runs the verb.
 pub fn run(env: &Environment, args: Args) -> Outcome {
     let origin = if args.recover {
-        Origin::Recovered(read_words()?)
+        Origin::Recovered(words::read()?)
     } else {
         Origin::New
     };
     let folder = env.absolute(&args.folder);
-    let made = create(env, &folder, args.state, args.passphrase_file, origin)?;
+    let made = create(
+        env,
+        &folder,
+        args.state,
+        args.passphrase_file,
+        origin,
+        args.public,
+    )?;
     show(&folder, &made);
+    if args.public && env.progress {
+        note(format_args!(
+            "Once it runs, `dfs invite {} --role guest` prints a ticket that anybody may have.",
+            folder.display()
+        ));
+    }
     Ok(())
 }
 
@@ -49,6 +64,7 @@ pub fn create(
     state: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     origin: Origin,
+    public: bool,
 ) -> Outcome<Initialised> {
     let passphrase = passphrase::for_new_keys(passphrase_file.as_deref())?;
     let state = state.map(|path| env.absolute(&path));
@@ -59,6 +75,7 @@ pub fn create(
         state.as_deref(),
         origin,
         passphrase.as_ref(),
+        public,
         now,
     )
     .map_err(|e| from_daemon(&format!("cannot make a volume in {}", folder.display()), e))
@@ -69,36 +86,5 @@ pub fn show(folder: &std::path::Path, made: &Initialised) {
     print(format_args!("Volume {} in {}", made.volume, folder.display()));
     print(format_args!("State  {}", made.state.display()));
     let Some(phrase) = &made.phrase else { return };
-    print("");
-    print("Write these 24 words down and keep them safe. They are shown only now. Whoever has");
-    print("them can read everything in the volume; without them nothing can be read again");
-    print("should all devices be lost.");
-    print("");
-    print("┌─────────────────────────────────────────────────────────────────┐");
-    let words: Vec<&str> = phrase.split(' ').collect();
-    for (row, four) in words.chunks(4).enumerate() {
-        let mut line = zeroize::Zeroizing::new(String::with_capacity(80));
-        for (column, word) in four.iter().enumerate() {
-            line.push_str(&format!("{:>4}. {word:<10}", row * 4 + column + 1));
-        }
-        print(format_args!("│ {:<63} │", &**line));
-    }
-    print("└─────────────────────────────────────────────────────────────────┘");
-    print("");
-}
-
-fn read_words() -> Outcome<RootSecret> {
-    let what = "cannot recover the volume";
-    if std::io::stdin().is_terminal() {
-        note("Type the 24 words, then Ctrl-D:");
-    }
-    let text = passphrase::read_text(std::io::stdin().lock())
-        .map_err(|e| failed(what, format!("standard input: {e}"), "give the 24 words there"))?;
-    let plain: zeroize::Zeroizing<String> = zeroize::Zeroizing::new(
-        text.split_whitespace()
-            .filter(|word| word.chars().any(char::is_alphabetic))
-            .collect::<Vec<_>>()
-            .join(" "),
-    );
-    RootSecret::from_phrase(&plain).map_err(|e| failed(what, e, "check the words against your note"))
+    words::show(phrase);
 }

@@ -9,8 +9,11 @@ use super::report::{Exit, Outcome, from_client, note, print};
 use crate::control::client::{ask, unexpected};
 use crate::control::{Answer, Request};
 use crate::keys::certificate::Role;
+use crate::keys::invitation::USES_MAX;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// What the ticket of a guest says where nothing else is asked for: anybody may have it.
+const GUEST_EXPIRES: u64 = 365 * 86_400;
 /// Longest that a ticket may be good, in seconds.
 const EXPIRES_MAX: u64 = 366 * 86_400;
 
@@ -21,25 +24,29 @@ const EXPIRES_MAX: u64 = 366 * 86_400;
 pub struct Args {
     /// A path in the folder or in the mount.
     folder: PathBuf,
-    /// host (stores, cannot read), reader, writer or admin (may invite).
+    /// host (stores, cannot read), guest (so, and has a volume of its own kept), reader, writer or admin (may invite).
     #[arg(long, value_name = "ROLE", value_parser = role)]
     role: Role,
-    /// How long the ticket is good: a number with s, m, h or d.
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
-    expires: u64,
-    /// How many devices may join with it.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-    uses: u32,
+    /// How long the ticket is good: a number with s, m, h or d; 24h, and 365d for guests.
+    #[arg(long, value_name = "TIME", value_parser = expires)]
+    expires: Option<u64>,
+    /// How many devices may join with it, up to 1024: one, and 1024 for guests.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=u32::from(USES_MAX).into()))]
+    uses: Option<u32>,
 }
 
 /// Runs the verb.
 pub fn run(env: &Environment, args: Args) -> Outcome {
     let what = "cannot invite";
     let socket = locate::daemon(env, &args.folder, what)?;
+    let usual = match args.role {
+        Role::Guest => (GUEST_EXPIRES, u32::from(USES_MAX)),
+        _ => (86_400, 1),
+    };
     let request = Request::Invite {
         role: args.role.to_string(),
-        expires_secs: args.expires,
-        uses: args.uses,
+        expires_secs: args.expires.unwrap_or(usual.0),
+        uses: args.uses.unwrap_or(usual.1),
     };
     match ask(&socket, &request, TIMEOUT, |_| {}) {
         Ok(Answer::Ticket { ticket }) => {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::environment::Environment;
 use super::passphrase;
 use super::report::{Outcome, failed, from_daemon, note, print, print_json};
+use super::words;
 use crate::base::clock::{Clock, SystemClock};
 use crate::daemon;
 use crate::keys::Ticket;
@@ -28,6 +29,9 @@ pub struct Args {
     /// Seal the keys under the passphrase on the first line of this file.
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// With a guest's ticket: bring a volume of your own again, whose 24 words are read from standard input.
+    #[arg(long, requires = "ticket_file")]
+    recover: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -38,6 +42,7 @@ pub fn run(env: &Environment, args: Args) -> Outcome {
     let folder = env.absolute(&args.folder);
     let what = format!("cannot join with {}", folder.display());
     let ticket = read_ticket(&what, args.ticket_file)?;
+    let words = args.recover.then(words::read).transpose()?;
     let passphrase = passphrase::for_new_keys(args.passphrase_file.as_deref())?;
     let state = args.state.map(|path| env.absolute(&path));
     let now = SystemClock.now();
@@ -47,6 +52,7 @@ pub fn run(env: &Environment, args: Args) -> Outcome {
         state.as_deref(),
         &ticket,
         passphrase.as_ref(),
+        words,
         now,
     )
     .map_err(|e| from_daemon(&what, e))?;
@@ -56,6 +62,9 @@ pub fn run(env: &Environment, args: Args) -> Outcome {
     print(format_args!("Joined volume {} as {}", joined.volume, joined.role));
     print(format_args!("Device {}", joined.device));
     print(format_args!("State  {}", joined.state.display()));
+    if let Some(phrase) = &joined.phrase {
+        words::show(phrase);
+    }
     let verb = match joined.role.as_str() {
         "host" => "Serve the group with `dfs serve",
         _ => "Mount it with `dfs up",

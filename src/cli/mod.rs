@@ -27,6 +27,7 @@ mod status;
 mod umount;
 pub mod umount_helper;
 mod up;
+mod words;
 
 use std::process::ExitCode;
 

@@ -260,6 +260,7 @@ impl MountOptions {
             timeout: self.timeout,
             cache_size: self.cache_size,
             quota: None,
+            public: false,
             fsync_replicas: self.fsync_replicas.unwrap_or(false),
             read_only: self.flags.read_only,
             no_network: self.offline,

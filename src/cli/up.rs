@@ -44,6 +44,9 @@ pub struct ServeArgs {
     /// Bytes kept here for other members, such as 50GB; over `quota` in dfs.toml.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     quota: Option<u64>,
+    /// Keep blocks for guests of an open group too, as far as the quota goes; over `public` in dfs.toml.
+    #[arg(long)]
+    public: bool,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -101,7 +104,14 @@ pub fn up(env: &Environment, args: UpArgs) -> Outcome {
         .clone()
         .or_else(|| options.passphrase_file.clone());
     if !background::is_child() && Marker::load(&folder).is_ok_and(|marker| marker.is_none()) {
-        let made = init::create(env, &folder, state.clone(), passphrase_file.clone(), Origin::New)?;
+        let made = init::create(
+            env,
+            &folder,
+            state.clone(),
+            passphrase_file.clone(),
+            Origin::New,
+            false,
+        )?;
         init::show(&folder, &made);
     }
     let root = rustix::process::geteuid().is_root();
@@ -125,6 +135,7 @@ pub fn serve(env: &Environment, args: ServeArgs) -> Outcome {
     let what = format!("cannot serve {}", folder.display());
     let options = Options {
         quota: args.quota,
+        public: args.public,
         ..Options::default()
     };
     start(env, &what, folder, None, options, args.daemon)

@@ -1,7 +1,7 @@
 //! What an admin's device gives to a new member: a certificate, and the keys that its role needs; and how the member reads them.
 //!
-//! Byte layout of the gift: version (1), volume id (16), volume keys (u32 length, bytes), root secret (u32 length, bytes); a host gets
-//! both empty, a reader and a writer the first, an admin both.
+//! Byte layout of the gift: version (1), volume id (16), volume keys (u32 length, bytes), root secret (u32 length, bytes); a host and a guest
+//! get both empty, a reader and a writer the first, an admin both.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl Admit for Admission {
     }
 
     fn payload(&self, role: Role) -> Result<Zeroizing<Vec<u8>>, String> {
-        let keys = (role > Role::Host).then_some(&*self.volume);
+        let keys = role.reads().then_some(&*self.volume);
         let root = (role == Role::Admin).then_some(&self.root);
         Ok(write(self.volume.volume(), keys, root))
     }
@@ -103,7 +103,7 @@ pub(super) struct Gift {
 pub(super) fn read(bytes: &[u8], role: Role) -> Result<Gift, DecodeError> {
     let gift = open(bytes)?;
     let fits = match role {
-        Role::Host => gift.keys.is_none() && gift.root.is_none(),
+        Role::Host | Role::Guest => gift.keys.is_none() && gift.root.is_none(),
         Role::Reader | Role::Writer => gift.keys.is_some() && gift.root.is_none(),
         Role::Admin => gift.keys.is_some() && gift.root.is_some(),
     };
@@ -159,6 +159,7 @@ mod tests {
         let admission = admission();
         for (role, has_keys, has_root) in [
             (Role::Host, false, false),
+            (Role::Guest, false, false),
             (Role::Reader, true, false),
             (Role::Writer, true, false),
             (Role::Admin, true, true),

@@ -29,6 +29,8 @@ pub struct Options {
     pub cache_size: Option<u64>,
     /// Bytes kept for other members.
     pub quota: Option<u64>,
+    /// Guests are kept blocks for, as far as the quota goes.
+    pub public: bool,
     /// fsync waits for replicas too.
     pub fsync_replicas: bool,
     /// Nothing may be changed.
@@ -230,11 +232,14 @@ fn start_replication(
 ) -> Option<Arc<Replication>> {
     let key = DeviceKey::from_bytes(&keys.device.seed());
     let offer = &config.replication;
+    let guest = keys.certificate.membership().role == Role::Guest;
     let own = Own {
         zone: offer.zone.clone().unwrap_or_else(machine),
         quota: offer
             .quota
             .unwrap_or_else(|| share_of_disk(&located.state.store_path(), store)),
+        public: offer.public.unwrap_or(if guest { u64::MAX } else { 0 }),
+        allowance: offer.allowance,
         reserve: offer.reserve,
         wanted: offer
             .redundancy
@@ -327,6 +332,9 @@ fn merged(mut config: Config, options: &Options) -> Config {
     if options.quota.is_some() {
         config.replication.quota = options.quota;
     }
+    if options.public {
+        config.replication.public = Some(u64::MAX);
+    }
     if let Some(listen) = &options.listen {
         config.network.listen.clone_from(listen);
     }
@@ -336,8 +344,8 @@ fn merged(mut config: Config, options: &Options) -> Config {
 
 fn read_only(role: Role, options: &Options) -> Option<&'static str> {
     match role {
-        Role::Writer | Role::Admin if !options.read_only => None,
-        Role::Writer | Role::Admin => Some("mounted read-only"),
+        Role::Guest | Role::Writer | Role::Admin if !options.read_only => None,
+        Role::Guest | Role::Writer | Role::Admin => Some("mounted read-only"),
         Role::Reader | Role::Host => Some("this device is a reader of the group: it may not write"),
     }
 }

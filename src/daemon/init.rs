@@ -42,13 +42,14 @@ pub struct Initialised {
     pub phrase: Option<Zeroizing<String>>,
 }
 
-/// Makes the volume of `origin` in `folder` (absolute), with its state at `state` or in the default place.
+/// Makes the volume of `origin` in `folder` (absolute), with its state at `state` or in the default place. `public`: guests are kept blocks for.
 pub fn init(
     places: &Places,
     folder: &Path,
     state: Option<&Path>,
     origin: Origin,
     passphrase: Option<&Passphrase>,
+    public: bool,
     now: UnixSecs,
 ) -> anyhow::Result<Initialised> {
     let what = format!("cannot make a volume in {}", folder.display());
@@ -75,7 +76,11 @@ pub fn init(
     let written = staged
         .write_keys(&keys, passphrase)
         .map_err(anyhow::Error::new)
-        .and_then(|()| Ok(staged.write_list(StateFile::Roster.name(), &roster)?));
+        .and_then(|()| Ok(staged.write_list(StateFile::Roster.name(), &roster)?))
+        .and_then(|()| match public {
+            true => Ok(staged.set_public()?),
+            false => Ok(()),
+        });
     if let Err(e) = written {
         staged.discard();
         return Err(e.context(what));
@@ -152,7 +157,11 @@ pub(super) fn admin_certificate(
 }
 
 /// A folder that is a volume stays that volume; a recovered one may be the same.
-fn refuse_other_volume(what: &str, folder: &Path, recovered: Option<VolumeId>) -> anyhow::Result<()> {
+pub(super) fn refuse_other_volume(
+    what: &str,
+    folder: &Path,
+    recovered: Option<VolumeId>,
+) -> anyhow::Result<()> {
     let found = Marker::load(folder).map_err(|e| anyhow::Error::new(e).context(what.to_owned()))?;
     match found {
         Some(marker) if recovered != Some(marker.volume) => {
@@ -193,7 +202,7 @@ mod tests {
     fn a_volume_is_made_once_and_opens_again() {
         let dir = tempfile::tempdir().unwrap();
         let (places, folder) = (places(dir.path()), dir.path().join("folder"));
-        let made = init(&places, &folder, None, Origin::New, None, 1000).unwrap();
+        let made = init(&places, &folder, None, Origin::New, None, false, 1000).unwrap();
         assert_eq!(made.phrase.as_ref().unwrap().split(' ').count(), 24);
         let located = locate(&places, &folder, None).unwrap();
         assert_eq!(located.state.path(), made.state);
@@ -201,7 +210,7 @@ mod tests {
         assert_eq!(keys.device.id(), made.device);
         assert_eq!(keys.volume.unwrap().volume(), made.volume);
         assert_eq!(keys.certificate.membership().role, Role::Admin);
-        let again = init(&places, &folder, None, Origin::New, None, 1000)
+        let again = init(&places, &folder, None, Origin::New, None, false, 1000)
             .err()
             .unwrap();
         assert!(again.to_string().contains("already volume"), "{again}");
@@ -211,20 +220,20 @@ mod tests {
     fn the_words_make_the_same_volume_elsewhere_but_not_over_another() {
         let dir = tempfile::tempdir().unwrap();
         let (places, folder) = (places(dir.path()), dir.path().join("folder"));
-        let made = init(&places, &folder, None, Origin::New, None, 1000).unwrap();
+        let made = init(&places, &folder, None, Origin::New, None, false, 1000).unwrap();
         let words = || Origin::Recovered(RootSecret::from_phrase(made.phrase.as_ref().unwrap()).unwrap());
         let state = dir.path().join("state2");
         let copy = dir.path().join("copy");
-        let again = init(&places, &copy, Some(&state), words(), None, 1000).unwrap();
+        let again = init(&places, &copy, Some(&state), words(), None, false, 1000).unwrap();
         assert_eq!(again.volume, made.volume);
         assert_ne!(again.device, made.device);
         assert!(again.phrase.is_none());
         assert_eq!(Marker::load(&copy).unwrap().unwrap().state, Some(state));
         // The state is lost, the folder is not.
         std::fs::remove_dir_all(&made.state).unwrap();
-        init(&places, &folder, None, words(), None, 1000).unwrap();
+        init(&places, &folder, None, words(), None, false, 1000).unwrap();
         let other = Origin::Recovered(RootSecret::from_bytes([1; 32]));
-        assert!(init(&places, &folder, None, other, None, 1000).is_err());
+        assert!(init(&places, &folder, None, other, None, false, 1000).is_err());
     }
 
     #[test]
@@ -232,7 +241,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (places, folder) = (places(dir.path()), dir.path().join("folder"));
         for state in [folder.join("state"), dir.path().to_owned(), folder.clone()] {
-            let error = init(&places, &folder, Some(&state), Origin::New, None, 1)
+            let error = init(&places, &folder, Some(&state), Origin::New, None, false, 1)
                 .err()
                 .unwrap();
             assert!(error.to_string().contains("inside"), "{error}");
@@ -245,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (places, folder) = (places(dir.path()), dir.path().join("folder"));
         let passphrase = Passphrase::new(Zeroizing::new("open sesame".into())).unwrap();
-        init(&places, &folder, None, Origin::New, Some(&passphrase), 1).unwrap();
+        init(&places, &folder, None, Origin::New, Some(&passphrase), false, 1).unwrap();
         let located = locate(&places, &folder, None).unwrap();
         let file = dir.path().join("phrase");
         std::fs::write(&file, "open sesame\n").unwrap();

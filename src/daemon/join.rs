@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use zeroize::Zeroizing;
 
+use super::init::refuse_other_volume;
 use super::{Places, admit, open};
 use crate::base::clock::UnixSecs;
 use crate::base::{DeviceId, VolumeId};
@@ -16,14 +18,14 @@ use crate::control::Failure;
 use crate::folder::marker::Marker;
 use crate::folder::state::{Keyring, StateDir, default_path};
 use crate::keys::key_file::Passphrase;
-use crate::keys::{DeviceKey, GroupKey, Ticket};
+use crate::keys::{DeviceKey, FIRST_EPOCH, GroupKey, Role, RootSecret, Ticket, VolumeKeys};
 use crate::node;
 
 /// How long the admins of a ticket may take in all.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A group that was joined.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+/// A group that was joined. No `Debug`: it may hold the words.
+#[derive(serde::Serialize)]
 pub struct JoinedVolume {
     /// The volume.
     pub volume: VolumeId,
@@ -33,22 +35,38 @@ pub struct JoinedVolume {
     pub role: String,
     /// The state directory.
     pub state: PathBuf,
+    /// The 24 words of a guest's new volume, to be shown once.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "words")]
+    pub phrase: Option<Zeroizing<String>>,
 }
 
-/// Joins the group of `ticket` with `folder` (absolute), which becomes a folder of its volume.
+fn words<S: serde::Serializer>(phrase: &Option<Zeroizing<String>>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(phrase.as_deref().map_or("", String::as_str))
+}
+
+/// Joins the group of `ticket` with `folder` (absolute), which becomes a folder of its volume; with a guest's ticket one of a volume of
+/// its own, a new one or that of `words`.
 pub fn join(
     places: &Places,
     folder: &Path,
     state: Option<&Path>,
     ticket: &Ticket,
     passphrase: Option<&Passphrase>,
+    words: Option<RootSecret>,
     now: UnixSecs,
 ) -> anyhow::Result<JoinedVolume> {
     let what = format!("cannot join with {}", folder.display());
-    if let Some(marker) = Marker::load(folder).with_context(|| what.clone())? {
-        let why = format!("it is already volume {}", marker.volume);
-        return Err(Failure::new(what, why, "name another folder").into());
+    let guest = ticket.invitation().role == Role::Guest;
+    if words.is_some() && !guest {
+        let why = "the words are those of a volume, but only a guest brings a volume to a group";
+        return Err(Failure::new(what, why, "join without them, or with a ticket for a guest").into());
     }
+    let again = words
+        .as_ref()
+        .map(|root| VolumeKeys::from_root(root, FIRST_EPOCH))
+        .transpose()?
+        .map(|keys| keys.volume());
+    refuse_other_volume(&what, folder, again)?;
     let waiting = waiting_room(places, state, ticket);
     if let Some(state) = state {
         open::refuse_overlap(&what, folder, state)?;
@@ -78,6 +96,14 @@ pub fn join(
         }
     };
     let role = joined.certificate.membership().role;
+    if role != ticket.invitation().role {
+        return Err(Failure::new(
+            what,
+            format!("the admin made this device a {role}, which is not what the ticket says"),
+            "",
+        )
+        .into());
+    }
     let gift = admit::read(&joined.payload, role).map_err(|e| {
         Failure::new(
             what.clone(),
@@ -92,13 +118,28 @@ pub fn join(
     {
         return Err(Failure::new(what, "the admin's answer is not of its group", "").into());
     }
-    let volume = gift.volume;
+    let mut phrase = None;
+    let (volume, volume_keys, root) = if guest {
+        let root = match words {
+            Some(root) => root,
+            None => {
+                let root = RootSecret::generate()?;
+                phrase = Some(root.to_phrase());
+                root
+            }
+        };
+        let own = VolumeKeys::from_root(&root, FIRST_EPOCH)?;
+        // The secret itself would make an admin of somebody in a group of its own: the words are for that.
+        (own.volume(), Some(own), None)
+    } else {
+        (gift.volume, gift.keys, gift.root)
+    };
     let path = state.map_or_else(|| default_path(&places.state_home, &volume), Path::to_owned);
     open::refuse_overlap(&what, folder, &path)?;
     let keys = Keyring {
         device,
-        volume: gift.keys.map(Arc::new),
-        root: gift.root,
+        volume: volume_keys.map(Arc::new),
+        root,
         group_public: joined.group_public,
         certificate: joined.certificate,
         passphrase: None,
@@ -120,6 +161,7 @@ pub fn join(
         device: id,
         role: role.to_string(),
         state: path,
+        phrase,
     })
 }
 

@@ -151,7 +151,9 @@ impl Keys for Keeper {
 
     fn give(&self, role: Role) -> Option<Zeroizing<Vec<u8>>> {
         let held = self.held.lock();
-        let keys = held.keys.as_deref().filter(|_| role > Role::Host)?;
+        // A guest's keys are those of its own volume.
+        let own = held.certificate.membership().role;
+        let keys = held.keys.as_deref().filter(|_| own.reads() && role.reads())?;
         let root = held.root.as_ref().filter(|_| role == Role::Admin);
         Some(admit::write(self.volume, Some(keys), root))
     }

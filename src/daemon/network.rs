@@ -20,7 +20,7 @@ use crate::folder::state::{Keyring, StateDir};
 use crate::keys::{AdminAddress, DeviceKey, GroupKey, Role, Ticket};
 use crate::node::partner::{Done, Partner};
 use crate::node::{
-    Identity, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo, StateFile,
+    Identity, Member, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo, StateFile,
 };
 use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
@@ -56,12 +56,10 @@ impl SharedNode {
     }
 
     /// All devices that belong to the group, this one among them, with the zones in their certificates.
-    pub(super) fn belonging(&self) -> Result<Vec<(DeviceId, Option<String>)>, NodeError> {
+    pub(super) fn belonging(&self) -> Result<Vec<Member>, NodeError> {
         let members = self.with(Node::members)?;
-        let belongs = members
-            .into_iter()
-            .filter(|member| member.role.is_some() && member.removed.is_none());
-        Ok(belongs.map(|member| (member.device, member.zone)).collect())
+        let belongs = |member: &Member| member.role.is_some() && member.removed.is_none();
+        Ok(members.into_iter().filter(belongs).collect())
     }
 
     /// Tells others that this device has a file. Losing it costs them a search.
@@ -198,7 +196,7 @@ impl Networking {
         let uses = u16::try_from(uses)
             .ok()
             .filter(|&uses| uses > 0)
-            .ok_or_else(|| Failure::new(what, "the number of uses is out of bounds", "choose 1 to 256"))?;
+            .ok_or_else(|| Failure::new(what, "the number of uses is out of bounds", "choose 1 to 1024"))?;
         let mut addresses = self
             .node
             .with(Node::addresses)

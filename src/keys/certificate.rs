@@ -23,12 +23,14 @@ const MAGIC: &[u8; 4] = b"dfsC";
 const VERSION: u8 = 1;
 const CONTEXT: &[u8] = b"dfs certificate v1\0";
 
-/// What a device may do in the group. Each role may do what the ones before it may.
+/// What a device may do in the group. Each role may do what the ones before it may, but that a guest's files are its own volume's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Stores blocks and serves them; cannot read them.
     Host,
+    /// Of an open group: as a host, and has blocks of a volume of its own kept, within limits. Cannot read the group's volume.
+    Guest,
     /// Reads.
     Reader,
     /// Reads and writes, and places blocks on others.
@@ -45,6 +47,7 @@ impl Role {
             Self::Reader => 1,
             Self::Writer => 2,
             Self::Admin => 3,
+            Self::Guest => 4,
         }
     }
 
@@ -55,8 +58,19 @@ impl Role {
             1 => Ok(Self::Reader),
             2 => Ok(Self::Writer),
             3 => Ok(Self::Admin),
+            4 => Ok(Self::Guest),
             _ => Err(DecodeError::Invalid("unknown role")),
         }
+    }
+
+    /// Whether it has the keys of the group's volume.
+    pub fn reads(self) -> bool {
+        self >= Self::Reader
+    }
+
+    /// Whether it has blocks kept by others.
+    pub fn places_blocks(self) -> bool {
+        matches!(self, Self::Guest | Self::Writer | Self::Admin)
     }
 }
 
@@ -67,6 +81,7 @@ impl std::fmt::Display for Role {
             Self::Reader => "reader",
             Self::Writer => "writer",
             Self::Admin => "admin",
+            Self::Guest => "guest",
         })
     }
 }
@@ -79,7 +94,10 @@ impl std::str::FromStr for Role {
             "reader" => Ok(Self::Reader),
             "writer" => Ok(Self::Writer),
             "admin" => Ok(Self::Admin),
-            _ => Err(format!("{text:?} is no role: host, reader, writer or admin")),
+            "guest" => Ok(Self::Guest),
+            _ => Err(format!(
+                "{text:?} is no role: host, guest, reader, writer or admin"
+            )),
         }
     }
 }
@@ -342,7 +360,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_membership_round_trips(role in 0u8..4, epoch: u32, issued: u64, expires: u64, zone in ".{0,40}") {
+        fn any_membership_round_trips(role in 0u8..5, epoch: u32, issued: u64, expires: u64, zone in ".{0,40}") {
             let mut m = member(Some(&zone));
             (m.role, m.epoch, m.issued, m.expires) = (Role::from_byte(role).unwrap(), epoch, issued, expires);
             let certificate = Certificate::issue(&group(), m);

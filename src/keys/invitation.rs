@@ -19,7 +19,7 @@ pub const ADMINS_MAX: usize = 8;
 /// Longest address, in bytes.
 pub const ADDRESS_MAX: usize = 256;
 /// Most devices that one invitation admits.
-pub const USES_MAX: u16 = 256;
+pub const USES_MAX: u16 = 1024;
 /// Longest encoded invitation, in bytes.
 pub const INVITATION_MAX: usize =
     4 + 1 + 32 + 16 + 1 + 8 + 8 + 2 + 32 + 1 + ADMINS_MAX * (32 + 2 + ADDRESS_MAX) + 64;
@@ -491,7 +491,7 @@ mod tests {
         }
 
         #[test]
-        fn any_invitation_round_trips(role in 0u8..4, issued: u64, expires: u64, uses in 1u16..=USES_MAX, count in 0usize..=ADMINS_MAX) {
+        fn any_invitation_round_trips(role in 0u8..5, issued: u64, expires: u64, uses in 1u16..=USES_MAX, count in 0usize..=ADMINS_MAX) {
             let admins = vec![AdminAddress { device: [5; 32], address: "/dns/a.example/tcp/1".into() }; count];
             let ticket = Ticket::with(&group(), InvitationId([4; 16]), Zeroizing::new([6; 32]), Role::from_byte(role).unwrap(), (issued, expires), uses, admins);
             let bytes = ticket.invitation().encode();

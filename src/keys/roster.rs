@@ -250,7 +250,7 @@ impl Roster {
         let device = certificate.device_id();
         let role = certificate.membership().role;
         let before = self.view.members.get(&device);
-        let could_read = before.is_some_and(|e| e.certificate.membership().role > Role::Host);
+        let could_read = before.is_some_and(|e| e.certificate.membership().role.reads());
         let versions = self.statements.values().filter_map(|s| match s.matter() {
             Matter::Member {
                 certificate, version, ..
@@ -260,7 +260,7 @@ impl Roster {
         let matter = Matter::Member {
             version: versions.max().unwrap_or(0).saturating_add(1),
             heard: self.heard(&author, &device),
-            shuts_out: could_read && role == Role::Host,
+            shuts_out: could_read && !role.reads(),
             certificate,
         };
         self.draft(author, matter)
@@ -355,6 +355,8 @@ impl View {
         let mut view = Self::default();
         let mut shut_out = 0_u32;
         let mut named = BTreeSet::new();
+        // They never could read: a role is not changed to this one or from it.
+        let guests: BTreeSet<DeviceId> = statements.values().filter_map(guest).collect();
         for (statement, counts) in statements.values().zip(counting) {
             named.extend(match statement.matter() {
                 Matter::Member { certificate, .. } => Some(certificate.device_id()),
@@ -374,7 +376,7 @@ impl View {
                     view.take_certificate(certificate, *version);
                 }
                 Matter::Removed { device, at, .. } => {
-                    shut_out += 1;
+                    shut_out += u32::from(!guests.contains(device));
                     let date = view.removed.entry(*device).or_insert(*at);
                     *date = (*date).min(*at);
                 }
@@ -553,6 +555,16 @@ fn depths(all: &[&Statement], makers: &BTreeMap<DeviceId, Vec<usize>>) -> BTreeM
         found.extend(next.map(|(device, _)| *device));
     }
     depths
+}
+
+/// The device that a statement makes a guest.
+fn guest(statement: &Statement) -> Option<DeviceId> {
+    match statement.matter() {
+        Matter::Member { certificate, .. } if certificate.membership().role == Role::Guest => {
+            Some(certificate.device_id())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -331,7 +331,7 @@ pub(super) struct TestPartner(
 );
 
 impl Partner for TestPartner {
-    fn keep(&self, _: DeviceId, block: CheckedBlock) -> Result<(), String> {
+    fn keep(&self, _: &Membership, block: CheckedBlock) -> Result<(), String> {
         let put = Put {
             id: *block.id(),
             bytes: block.bytes().clone(),

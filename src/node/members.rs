@@ -31,11 +31,11 @@ use super::state::{NodeState, StateFile};
 use super::warnings::{Warning, date, report, warn};
 
 /// Longest record of the roster in the DHT, in bytes: Kademlia's packets hold 16 KiB.
-const RECORD_MAX: usize = 12 << 10;
+pub(super) const RECORD_MAX: usize = 12 << 10;
+/// An open group has room for this many statements about its guests and others; the rest of the roster is for removals and new epochs.
+const STATEMENTS_FOR_GUESTS: usize = roster::STATEMENTS_MAX / 4 * 3;
 /// Refusals that are remembered for the status.
 const REFUSALS_MAX: usize = 4;
-/// Records that wait to be looked at.
-const MAIL_MAX: usize = 32;
 const RECORD_CONTEXT: &str = "dfs 2026 DHT key of a roster";
 
 /// The keys of this device, as far as they concern others. The daemon implements it.
@@ -92,8 +92,8 @@ pub struct Members {
     signer: DeviceKey,
     group_public: [u8; 32],
     inner: Mutex<Inner>,
-    /// Statements that came through the DHT and nobody has looked at yet; at most [`MAIL_MAX`] records.
-    mail: Mutex<Vec<Vec<Vec<u8>>>>,
+    /// Statements that came through the DHT and nobody has looked at yet; see `mail`.
+    pub(super) mail: Mutex<Vec<Vec<Vec<u8>>>>,
     /// Held while the roster changes: what one change builds on is on the disk.
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
@@ -359,6 +359,10 @@ impl Members {
             }
             _ => {}
         }
+        let guest = certificate.membership().role == Role::Guest;
+        if guest && self.inner.lock().roster.len() >= STATEMENTS_FOR_GUESTS {
+            return Err("the group has as many guests as it can have".into());
+        }
         self.state_it(|roster| Some(roster.draft_member(self.signer.public(), certificate.clone())))
     }
 
@@ -396,6 +400,9 @@ impl Members {
         if before.role == role {
             return Err(format!("it is a {role} already"));
         }
+        if (before.role == Role::Guest) != (role == Role::Guest) {
+            return Err("a guest has a volume of its own, with keys that nobody else has: join anew, with an invitation to the other role".into());
+        }
         let admit = self
             .admit
             .as_ref()
@@ -412,7 +419,7 @@ impl Members {
         let keys = self.keys.as_ref()?;
         let (own, newest) = (self.role(), keys.newest_epoch());
         let root = own == Role::Admin && peer == Role::Admin && !keys.has_root();
-        let behind = own > Role::Host && peer > Role::Host && newest < self.epoch();
+        let behind = own.reads() && peer.reads() && newest < self.epoch();
         (root || behind).then_some((newest, root))
     }
 
@@ -421,7 +428,7 @@ impl Members {
         let keys = self.keys.as_ref()?;
         let role = self.judge(peer).ok()?.role;
         let more = keys.newest_epoch() > newest || (root && role == Role::Admin && keys.has_root());
-        (role > Role::Host && more).then(|| keys.give(role)).flatten()
+        (role.reads() && more).then(|| keys.give(role)).flatten()
     }
 
     /// Takes keys that a member gave.
@@ -491,9 +498,10 @@ impl Members {
 
     /// What a person should know, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
+        let reads = self.role().reads();
         let inner = self.inner.lock();
         let mut told: Vec<String> = inner.warnings.iter().map(Warning::to_string).collect();
-        if let Some(keys) = self.keys.as_ref().filter(|keys| keys.newest_epoch() > 0) {
+        if let Some(keys) = self.keys.as_ref().filter(|keys| reads && keys.newest_epoch() > 0) {
             let (have, need) = (keys.newest_epoch(), inner.roster.epoch_due());
             if have < need {
                 told.push(format!(
@@ -563,31 +571,5 @@ impl Members {
     /// The record of the roster for the DHT, at most [`RECORD_MAX`] bytes.
     pub(super) fn record(&self) -> Vec<u8> {
         self.inner.lock().roster.extract(RECORD_MAX)
-    }
-
-    /// A record of the roster came through the DHT; it is looked at later, by [`Members::open_mail`].
-    pub(super) fn mail(&self, record: &[u8]) -> Result<(), DecodeError> {
-        if record.len() > RECORD_MAX {
-            return Err(DecodeError::Invalid("a record of the roster that is too long"));
-        }
-        let statements: Vec<Vec<u8>> = roster::split(record)?.into_iter().map(<[u8]>::to_vec).collect();
-        let mut mail = self.mail.lock();
-        mail.truncate(MAIL_MAX - 1);
-        mail.push(statements);
-        Ok(())
-    }
-
-    /// Looks at what came through the DHT. Blocks on the disk.
-    pub(super) fn open_mail(&self) {
-        for statements in std::mem::take(&mut *self.mail.lock()) {
-            if let Err(e) = self.hear(&statements) {
-                tracing::warn!("the DHT gave a record of the roster that is not valid: {e}");
-            }
-        }
-    }
-
-    /// Whether something came through the DHT.
-    pub(super) fn has_mail(&self) -> bool {
-        !self.mail.lock().is_empty()
     }
 }

@@ -31,6 +31,7 @@ pub mod join_message;
 mod ledger;
 mod link;
 mod local;
+mod mail;
 mod members;
 mod news;
 mod outbox;

@@ -15,7 +15,7 @@ pub type Done = Box<dyn FnOnce(Result<Bytes, String>) + Send>;
 /// This device's replication, as the network sees it.
 pub trait Partner: Send + Sync + 'static {
     /// Stores a block that a member wants kept, or says why not. May wait for the disk.
-    fn keep(&self, from: DeviceId, block: CheckedBlock) -> Result<(), String>;
+    fn keep(&self, from: &Membership, block: CheckedBlock) -> Result<(), String>;
 
     /// A member, whose certificate was checked, says something. Must not wait.
     fn hear(&self, from: &Membership, body: Bytes, answer: Answer);

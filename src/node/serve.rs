@@ -12,8 +12,8 @@ use futures::io::BufReader;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::base::BlockId;
 use crate::base::limits::BLOCK_MAX;
-use crate::base::{BlockId, DeviceId};
 use crate::keys::certificate::Membership;
 use crate::store::CheckedBlock;
 
@@ -241,9 +241,9 @@ impl Worker {
                     Finished::Look(request, held.collect())
                 }),
                 Work::Store(request, id, block) => {
-                    let from = device_of(&self.shown.device);
+                    let from = self.shown.clone();
                     self.start(true, move |local| {
-                        Finished::Store(request, keep(local, from, id, block))
+                        Finished::Store(request, keep(local, &from, id, block))
                     })
                 }
                 Work::Hear(request, body) => self.hear(request, body),
@@ -343,7 +343,7 @@ fn load(local: &Local, id: &BlockId) -> Loaded {
 }
 
 /// Has a block stored that a peer placed here.
-fn keep(local: &Local, from: DeviceId, id: BlockId, block: Bytes) -> Result<(), Unkept> {
+fn keep(local: &Local, from: &Membership, id: BlockId, block: Bytes) -> Result<(), Unkept> {
     let block = CheckedBlock::new(id, block).ok_or(Unkept::Wrong)?;
     match local.partner.get() {
         Some(partner) => partner.keep(from, block).map_err(Unkept::Refused),

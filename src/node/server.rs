@@ -262,7 +262,7 @@ impl Server {
             .put_credit
             .checked_sub(u64::from(len))
             .ok_or(Violation("more was put than credit was granted"))?;
-        let refused = if self.role < Role::Writer {
+        let refused = if !self.role.places_blocks() {
             Some(Frame::Error {
                 request,
                 code: Code::NotAllowed,
@@ -395,6 +395,7 @@ mod tests {
     fn roles_are_enforced() {
         for (role, allowed) in [
             (Role::Host, false),
+            (Role::Guest, true),
             (Role::Reader, false),
             (Role::Writer, true),
             (Role::Admin, true),

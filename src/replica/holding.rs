@@ -73,6 +73,7 @@ impl Machine {
             return Ok(());
         };
         let until = peer.clock_secs(self.now_ms, &self.rules) + self.rules.term_secs;
+        let guest = peer.guest;
         let mut held = self.store.held_bytes()?;
         let mut outcomes = Vec::with_capacity(blocks.len());
         let mut changes = Vec::new();
@@ -92,17 +93,17 @@ impl Machine {
                 continue;
             };
             let leases = self.store.leases(block)?;
-            if leases.is_empty() {
-                let room = held + u64::from(len) <= self.setup.quota && self.disk_free >= self.setup.reserve;
-                if !room {
-                    if !self.setup.has_volume {
-                        changes.push(ReplicaChange::Remove { block: *block });
-                    }
-                    outcomes.push((*block, Outcome::Full));
-                    continue;
+            let renewed = leases.iter().any(|lease| lease.owner == from);
+            let (new, len) = (leases.is_empty(), u64::from(len));
+            let room = !new || (held + len <= self.setup.quota && self.disk_free >= self.setup.reserve);
+            if !room || (guest && !self.grants_guest(&from, len, renewed)?) {
+                if new && !self.setup.has_volume {
+                    changes.push(ReplicaChange::Remove { block: *block });
                 }
-                held += u64::from(len);
+                outcomes.push((*block, Outcome::Full));
+                continue;
             }
+            held += if new { len } else { 0 };
             let newest = leases
                 .iter()
                 .find(|l| l.owner == from)
@@ -129,6 +130,7 @@ impl Machine {
                 && let Some(outcome) = outcomes.iter_mut().find(|(block, _)| *block == lease.block)
             {
                 outcome.1 = if_missing;
+                self.weigh_again(&from);
             }
         }
         let answer = Answer::Leased {
@@ -159,6 +161,7 @@ impl Machine {
             }
         }
         self.store.apply(&changes, true)?;
+        self.weigh_again(&from);
         self.free_again();
         self.out
             .push(Action::Answer(from, Answer::Released { seq }, None));
@@ -190,6 +193,7 @@ impl Machine {
                 }
             }
             if ended > 0 {
+                self.weigh_again(&owner);
                 self.report(Report::Expired(owner, ended));
             }
         }

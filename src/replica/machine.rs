@@ -28,6 +28,10 @@ pub struct Setup {
     pub zone: Zone,
     /// Bytes that it holds for others; zero: none.
     pub quota: u64,
+    /// Bytes of the quota that guests may have altogether; zero: none.
+    pub public: u64,
+    /// Bytes that each of them may have beyond what it keeps for this device.
+    pub allowance: u64,
     /// Bytes of the disk that others may not have.
     pub reserve: u64,
     /// Whether it has a volume, whose collection removes blocks that nobody needs; a host's blocks are all others'.
@@ -377,7 +381,7 @@ impl Machine {
             if member.quota > peer.quota {
                 (peer.full_until_ms, peer.full_wait_ms) = (0, 0);
             }
-            (peer.zone, peer.quota) = (member.zone.clone(), member.quota);
+            (peer.zone, peer.quota, peer.guest) = (member.zone.clone(), member.quota, member.guest);
             // A device of our own that shares our zone is no place for a replica, but counts as what it is.
             hosts.push(Host {
                 device: member.device,
@@ -415,8 +419,6 @@ impl Machine {
         peer.lost &= !connected;
         peer.set_connected(connected, now, &rules);
         if connected {
-            // What did not work over an earlier connection may work over this one.
-            (peer.silent, peer.busy_until_ms) = (0, 0);
             peer.next_renewal_ms = now;
             self.hurry();
             if was_lost {

@@ -18,6 +18,7 @@ fn member(device: DeviceId, zone: &str) -> Member {
         device,
         zone: zone.into(),
         quota: 1 << 30,
+        guest: false,
     }
 }
 
@@ -45,6 +46,8 @@ fn a_connection_that_breaks_again_and_again_keeps_no_block_waiting() {
         device: OWN,
         zone: "own".into(),
         quota: 0,
+        public: 0,
+        allowance: 0,
         reserve: 0,
         has_volume: true,
         wanted: 1,

@@ -19,6 +19,8 @@ pub struct Member {
     pub zone: Zone,
     /// Bytes that it holds for others; zero: none.
     pub quota: u64,
+    /// It is a guest of an open group: what it may have kept here is limited.
+    pub guest: bool,
 }
 
 /// A block to be retained.
@@ -245,6 +247,8 @@ pub enum Report {
     Condemned(DeviceId),
     /// A holder has no room.
     Full(DeviceId),
+    /// A guest gets no more leases here: bytes that it has here, and bytes that it keeps for this device.
+    GuestRefused(DeviceId, u64, u64),
     /// Leases of this device ended because it did not renew them.
     Expired(DeviceId, usize),
     /// Placement allows no groups: blocks are replicated one by one.

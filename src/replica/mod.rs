@@ -15,6 +15,9 @@ mod group_judge;
 mod group_simulation_tests;
 mod grouping;
 mod groups;
+mod guests;
+#[cfg(test)]
+mod guests_tests;
 mod holding;
 mod judge;
 #[cfg(test)]

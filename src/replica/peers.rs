@@ -5,6 +5,7 @@
 
 use crate::base::BlockId;
 
+use super::guests::Balance;
 use super::judge::Standing;
 use super::placement::Zone;
 use super::rules::Rules;
@@ -15,6 +16,9 @@ pub(super) struct Peer {
     pub(super) member: bool,
     pub(super) zone: Zone,
     pub(super) quota: u64,
+    pub(super) guest: bool,
+    /// Of a guest: what it and this device keep for each other; `None`: to be summed up.
+    pub(super) balance: Option<Balance>,
     pub(super) connected: bool,
     /// Since when it is connected, or is not.
     pub(super) since_ms: u64,
@@ -62,6 +66,8 @@ impl Peer {
             member: false,
             zone: "".into(),
             quota: 0,
+            guest: false,
+            balance: None,
             connected: false,
             since_ms: now_ms,
             lost: false,

@@ -230,6 +230,8 @@ impl World {
                 device,
                 zone: zone.into(),
                 quota,
+                public: 0,
+                allowance: 0,
                 reserve: 0,
                 has_volume,
                 wanted: 2,
@@ -371,6 +373,7 @@ impl World {
             device: d.setup.device,
             zone: d.setup.zone.clone(),
             quota: d.setup.quota,
+            guest: false,
         };
         self.devices.iter().filter(|d| !d.removed).map(member).collect()
     }

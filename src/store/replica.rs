@@ -226,6 +226,9 @@ pub trait ReplicaStore: GroupStore {
     /// Bytes of the blocks that are leased or idle.
     fn held_bytes(&self) -> Result<u64, StoreError>;
 
+    /// Bytes leased here by a member, and bytes of retained blocks that it holds for this device under leases that end after `secs`.
+    fn balance(&self, member: &DeviceId, secs: u64) -> Result<(u64, u64), StoreError>;
+
     /// The leases on a block, by owner.
     fn leases(&self, block: &BlockId) -> Result<Vec<Lease>, StoreError>;
 

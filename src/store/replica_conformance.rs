@@ -17,6 +17,7 @@ impl<T: BlockStore + ReplicaStore> Store for T {}
 pub fn all<S: Store>(mut fresh: impl FnMut() -> Arc<S>) {
     a_leased_block_stays(&*fresh());
     idle_time_follows_the_last_lease(&*fresh());
+    who_keeps_how_much_for_whom(&*fresh());
     leases_end_in_order(&*fresh());
     what_is_retained_is_found_by_urgency(&*fresh());
     replicas_are_found_from_both_ends(&*fresh());
@@ -99,6 +100,30 @@ fn a_leased_block_stays(store: &impl Store) {
         .collect();
     assert_eq!(until, [20, 30]);
     assert_eq!(store.held_bytes().unwrap(), 5000, "counted once");
+}
+
+fn who_keeps_how_much_for_whom(store: &impl Store) {
+    for n in 1..3_u64 {
+        let bytes = block(n, 1000 * n as usize);
+        store.put(vec![put(&bytes, PutKind::Cached)]).unwrap();
+        effects(store, &[lease(BlockId::of(&bytes), 1, 10)]);
+    }
+    let changes = [
+        ReplicaChange::Keep(kept(1, 1, None)),
+        ReplicaChange::Keep(kept(2, 1, None)),
+        ReplicaChange::Replica(replica(1, 1, 100)),
+        ReplicaChange::Replica(replica(2, 1, 200)),
+        ReplicaChange::Replica(replica(1, 2, 200)),
+    ];
+    effects(store, &changes);
+    assert_eq!(store.balance(&device(1), 0).unwrap(), (3000, 20));
+    assert_eq!(
+        store.balance(&device(1), 150).unwrap(),
+        (3000, 10),
+        "one has ended"
+    );
+    assert_eq!(store.balance(&device(2), 0).unwrap(), (0, 10));
+    assert_eq!(store.balance(&device(3), 0).unwrap(), (0, 0));
 }
 
 fn idle_time_follows_the_last_lease(store: &impl Store) {

@@ -173,6 +173,20 @@ impl ReplicaStore for MemoryStore {
         }))
     }
 
+    fn balance(&self, member: &DeviceId, secs: u64) -> Result<(u64, u64), StoreError> {
+        Ok(self.look(|state| {
+            let leased = state.tables.leases.keys().filter(|(_, owner)| owner == member);
+            let len = |block: &BlockId| state.blocks.get(block).map_or(0, |e| e.bytes.len() as u64);
+            let replicas = state.tables.replicas.values();
+            let stored = replicas.filter(|replica| replica.holder == *member && replica.until > secs);
+            let kept = |block: &BlockId| state.tables.kept.get(block).map_or(0, |kept| u64::from(kept.len));
+            (
+                leased.map(|(block, _)| len(block)).sum(),
+                stored.map(|replica| kept(&replica.block)).sum(),
+            )
+        }))
+    }
+
     fn leases(&self, block: &BlockId) -> Result<Vec<Lease>, StoreError> {
         Ok(self.look(|state| state.tables.leases(block).copied().collect()))
     }

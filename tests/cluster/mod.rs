@@ -2,6 +2,7 @@
 
 mod care;
 mod five;
+mod guests;
 mod hanging;
 mod hosts;
 mod kills;

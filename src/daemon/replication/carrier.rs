@@ -17,7 +17,7 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
 use crate::daemon::network::SharedNode;
 use crate::keys::DeviceKey;
-use crate::keys::certificate::{Membership, Role};
+use crate::keys::certificate::Membership;
 use crate::node::partner;
 use crate::replica::message::{Answer, Event, Outcome, Request, Verdict};
 use crate::replica::slice;
@@ -120,7 +120,7 @@ impl Carrier {
             }
             // Who may not write has no blocks to be kept.
             Said::Request(Request::Put { .. } | Request::Lease { .. } | Request::Shards { .. })
-                if from.role < Role::Writer =>
+                if !from.role.places_blocks() =>
             {
                 tracing::warn!(device = %device.short(), role = %from.role, "asks for leases, which its role does not allow");
             }

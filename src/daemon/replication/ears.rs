@@ -13,8 +13,13 @@ use super::carrier::Job;
 use super::shards::Shards;
 use super::unleased::Unleased;
 use crate::base::{BlockId, DeviceId};
+use crate::keys::Role;
+use crate::keys::certificate::Membership;
 use crate::node::partner::{self, Partner};
 use crate::store::{BlockStore, CheckedBlock, Put, PutKind, ReplicaStore};
+
+/// Stands for all guests together.
+const GUESTS: DeviceId = DeviceId([0; 32]);
 
 /// What the node tells.
 pub(super) struct Ears {
@@ -22,12 +27,14 @@ pub(super) struct Ears {
     pub(super) jobs: Sender<Job>,
     pub(super) shards: Arc<Shards>,
     pub(super) quota: u64,
+    pub(super) public: u64,
     pub(super) unleased: Mutex<Unleased>,
 }
 
 impl Partner for Ears {
-    fn keep(&self, from: DeviceId, block: CheckedBlock) -> Result<(), String> {
-        if self.quota == 0 {
+    fn keep(&self, from: &Membership, block: CheckedBlock) -> Result<(), String> {
+        let is_guest = from.role == Role::Guest;
+        if self.quota == 0 || (is_guest && self.public == 0) {
             return Err("this device keeps nothing for others".into());
         }
         if matches!(self.shards.store.get(block.id()), Ok(Some(_))) {
@@ -35,9 +42,12 @@ impl Partner for Ears {
             return Ok(());
         }
         let len = block.bytes().len() as u64;
+        let from = DeviceId(*blake3::hash(&from.device).as_bytes());
+        // Anybody can be many guests: what they place without leases is bounded for all of them together.
+        let placer = if is_guest { GUESTS } else { from };
         self.unleased
             .lock()
-            .admit(from, *block.id(), len, &*self.shards.store, Instant::now())?;
+            .admit(placer, *block.id(), len, &*self.shards.store, Instant::now())?;
         let put = Put {
             id: *block.id(),
             bytes: block.bytes().clone(),
@@ -50,7 +60,7 @@ impl Partner for Ears {
         })
     }
 
-    fn hear(&self, from: &crate::keys::certificate::Membership, body: bytes::Bytes, answer: partner::Answer) {
+    fn hear(&self, from: &Membership, body: bytes::Bytes, answer: partner::Answer) {
         let _ = self.jobs.send(Job::Hear(Box::new(from.clone()), body, answer));
     }
 

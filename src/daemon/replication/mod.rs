@@ -35,8 +35,8 @@ use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId};
 use crate::folder::state::StateDir;
-use crate::keys::DeviceKey;
-use crate::node::partner;
+use crate::keys::{DeviceKey, Role};
+use crate::node::{self, partner};
 use crate::replica::message::{Action, Answer, Checked, Event, Member, Request, Unfreed};
 use crate::replica::rules::Rules;
 use crate::replica::{Machine, Setup};
@@ -60,6 +60,10 @@ pub(super) struct Own {
     pub(super) key: DeviceKey,
     pub(super) zone: String,
     pub(super) quota: u64,
+    /// Bytes of the quota that guests may have altogether; zero: no guest is kept anything for or relied on.
+    pub(super) public: u64,
+    /// Bytes that each may have beyond what it keeps for this device.
+    pub(super) allowance: u64,
     pub(super) reserve: u64,
     pub(super) wanted: u8,
     /// Data and parity shards of a group.
@@ -136,6 +140,8 @@ impl Replication {
             device: key.id(),
             zone: own.zone.as_str().into(),
             quota: own.quota,
+            public: own.public.min(own.quota),
+            allowance: own.allowance,
             reserve: own.reserve,
             has_volume: own.has_volume,
             wanted: own.wanted,
@@ -153,6 +159,7 @@ impl Replication {
             answers: HashMap::new(),
             frees: Vec::new(),
             room: Room::new(own.cache_size),
+            guests: own.public > 0,
             told: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("dfs-replica".into());
@@ -162,6 +169,7 @@ impl Replication {
             jobs,
             shards: Arc::clone(shards),
             quota: own.quota,
+            public: own.public,
             unleased: Mutex::new(Unleased::new(!own.has_volume)),
         };
         node.set_partner(Arc::new(listener));
@@ -307,6 +315,8 @@ struct Replicator {
     answers: HashMap<(DeviceId, u64), ([u8; 32], partner::Answer)>,
     frees: Vec<Freeing>,
     room: Room,
+    /// Guests are relied on.
+    guests: bool,
     /// The members as the machine knows them.
     told: Vec<Member>,
 }
@@ -392,8 +402,7 @@ impl Replicator {
                 }
                 Ok(Msg::Reachable(device, true)) => {
                     self.shared.reachable.lock().insert(device);
-                    let profile = Job::Profile(device, self.setup.quota, self.setup.zone.to_string());
-                    let _ = self.jobs.send(profile);
+                    self.offer(device);
                     Event::Connected(device)
                 }
                 Ok(Msg::Reachable(device, false)) => {
@@ -435,6 +444,19 @@ impl Replicator {
         Ok(wake)
     }
 
+    /// Tells a member what is kept for it here at most.
+    fn offer(&self, to: DeviceId) {
+        let is_guest = |member: node::Member| member.device == to && member.role == Some(Role::Guest);
+        let listed = self.node.belonging();
+        let quota = match listed.is_ok_and(|all| all.into_iter().any(is_guest)) {
+            true => self.setup.public,
+            false => self.setup.quota,
+        };
+        let _ = self
+            .jobs
+            .send(Job::Profile(to, quota, self.setup.zone.to_string()));
+    }
+
     fn answer(&mut self, to: DeviceId, answer: Answer, challenge: Option<[u8; 32]>) {
         if let Some((owner, carry)) = self.answers.remove(&(to, answer.seq())) {
             let _ = self.jobs.send(Job::Answer(owner, answer, challenge, carry));
@@ -448,13 +470,14 @@ impl Replicator {
             let own = self.setup.device;
             let mut members: Vec<Member> = listed
                 .into_iter()
-                .map(|(device, zone)| match device == own {
+                .map(|listed| match listed.device == own {
                     true => Member {
-                        device,
+                        device: own,
                         zone: Arc::clone(&self.setup.zone),
                         quota: self.setup.quota,
+                        guest: listed.role == Some(Role::Guest),
                     },
-                    false => self.profiles.member(device, zone),
+                    false => self.profiles.member(&listed, self.guests),
                 })
                 .collect();
             members.sort_by_key(|member| member.device);

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::DeviceId;
 use crate::folder::state::StateDir;
+use crate::keys::Role;
+use crate::node;
 use crate::replica::message::Member;
 
 /// Name of the list in the state directory.
@@ -54,8 +56,10 @@ impl Profiles {
         }
     }
 
-    /// A member as the machine is to see it. One that was never met offers nothing.
-    pub(super) fn member(&self, device: DeviceId, zone: Option<String>) -> Member {
+    /// A member as the machine is to see it. One that was never met offers nothing, and a guest nothing to who wants none.
+    pub(super) fn member(&self, listed: &node::Member, guests: bool) -> Member {
+        let (device, zone) = (listed.device, listed.zone.clone());
+        let guest = listed.role == Some(Role::Guest);
         let profile = self.known.get(&device.to_string());
         let said = profile
             .map(|profile| profile.zone.clone())
@@ -64,7 +68,10 @@ impl Profiles {
         Member {
             device,
             zone: Arc::from(zone.as_str()),
-            quota: profile.map_or(0, |profile| profile.quota),
+            quota: profile
+                .filter(|_| guests || !guest)
+                .map_or(0, |profile| profile.quota),
+            guest,
         }
     }
 }

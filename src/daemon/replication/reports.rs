@@ -15,6 +15,10 @@ pub(super) fn log(report: &Report) {
             tracing::error!(device = %device.short(), "a holder failed again and again: it is not relied on for a while");
         }
         Report::Full(device) => tracing::info!(device = %device.short(), "a holder has no room left"),
+        Report::GuestRefused(device, here, there) => tracing::info!(
+            device = %device.short(), here, there,
+            "nothing more is kept for a guest: it has `here` bytes here and keeps `there` bytes for this device, or guests have all that they may"
+        ),
         Report::Expired(device, leases) => {
             tracing::info!(device = %device.short(), leases, "leases ended that their owner did not renew");
         }

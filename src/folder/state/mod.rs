@@ -125,6 +125,12 @@ impl StateDir {
         Ok(state)
     }
 
+    /// Writes a `dfs.toml` that lets guests in, over the one of [`StateDir::create`].
+    pub fn set_public(&self) -> Result<(), StateError> {
+        let text = config::TEMPLATE.replace(config::PUBLIC.0, config::PUBLIC.1);
+        files::replace(&self.config_path(), text.as_bytes())
+    }
+
     /// Opens the state directory at `path` (absolute), or makes one there.
     pub fn open_or_create(path: &Path) -> Result<Self, StateError> {
         match Self::open(path) {

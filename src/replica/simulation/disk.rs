@@ -67,6 +67,7 @@ impl ReplicaStore for Disk {
     forward! {
         length(block: &BlockId) -> Option<u32>;
         held_bytes() -> u64;
+        balance(member: &DeviceId, secs: u64) -> (u64, u64);
         leases(block: &BlockId) -> Vec<Lease>;
         leases_ending(owner: &DeviceId, until: u64, limit: usize) -> Vec<Lease>;
         idle(until: u64, limit: usize) -> Vec<BlockId>;

@@ -374,6 +374,19 @@ impl ReplicaStore for SqliteStore {
         Ok(bytes.unwrap_or(0))
     }
 
+    fn balance(&self, member: &DeviceId, secs: u64) -> Result<(u64, u64), StoreError> {
+        let sum = |sql, params: &[&dyn rusqlite::ToSql]| self.select_one(sql, params, |row| secs_in(row, 0));
+        let here = sum(
+            "SELECT coalesce(sum(len), 0) FROM lease JOIN block ON block.id = lease.block WHERE owner = ?1",
+            params![member.0],
+        )?;
+        let there = sum(
+            "SELECT coalesce(sum(len), 0) FROM replica JOIN kept USING (block) WHERE holder = ?1 AND until > ?2",
+            params![member.0, secs as i64],
+        )?;
+        Ok((here.unwrap_or(0), there.unwrap_or(0)))
+    }
+
     fn leases(&self, block: &BlockId) -> Result<Vec<Lease>, StoreError> {
         self.select(
             "SELECT block, owner, until, seq FROM lease WHERE block = ?1 ORDER BY owner",
