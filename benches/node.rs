@@ -63,7 +63,11 @@ fn fetch_all(node: &Node, ids: &[BlockId], outstanding: usize) -> Duration {
     let mut ask = || {
         let Some(id) = asked.next() else { return };
         let tell = tell.clone();
-        let want = Want { id: *id, root: None };
+        let want = Want {
+            id: *id,
+            root: None,
+            ahead: false,
+        };
         let done =
             Box::new(move |got: Result<CheckedBlock, _>| tell.send(got.map(|b| b.bytes().len())).unwrap());
         Fetch::start(node, want, deadline, done);

@@ -111,6 +111,7 @@ fn gets(c: &mut Criterion) {
             let want = Want {
                 id: *turn.next().unwrap(),
                 root: None,
+                ahead: false,
             };
             black_box(tiered.get(want).unwrap())
         });
@@ -118,6 +119,7 @@ fn gets(c: &mut Criterion) {
     let want = Want {
         id: ids[0],
         root: None,
+        ahead: false,
     };
     group.bench_function("tiered, memory", |b| {
         b.iter(|| black_box(tiered.get(want).unwrap()))

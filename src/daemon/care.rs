@@ -274,6 +274,7 @@ pub(super) fn mend(store: &SqliteStore, tiered: &Tiered, block: BlockId) -> bool
     let want = Want {
         id: block,
         root: None,
+        ahead: false,
     };
     let Ok(bytes) = tiered.get(want) else { return false };
     let put = Put {

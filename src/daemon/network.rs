@@ -77,6 +77,12 @@ impl Fetch for SharedNode {
             None => done(Err(FetchError::Closed)),
         }
     }
+
+    fn hurry(&self, id: &BlockId) {
+        if let Some(node) = self.0.read().as_ref() {
+            node.hurry(id);
+        }
+    }
 }
 
 /// A running node, with what an admin needs to invite.

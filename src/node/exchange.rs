@@ -43,6 +43,8 @@ pub(super) enum ToExchange {
         /// Who wants it.
         done: FetchDone,
     },
+    /// Somebody waits for a block that was wanted ahead.
+    Hurry(BlockId),
     /// Place a block on a device.
     Put {
         /// The device.
@@ -239,6 +241,7 @@ impl Exchange {
                     deadline,
                 });
             }
+            ToExchange::Hurry(id) => self.heard.push(Event::Hurry(id)),
             ToExchange::Put {
                 device,
                 id,

@@ -75,6 +75,8 @@ pub(super) struct Engine {
     wants: HashMap<BlockId, Wanted>,
     /// Wants that nobody is working on, oldest first.
     queue: VecDeque<BlockId>,
+    /// Those of them that nobody waits for.
+    ahead: VecDeque<BlockId>,
     links: BTreeMap<LinkId, Link>,
     bans: Bans,
     holders: HashMap<RootId, BTreeSet<DeviceId>>,
@@ -94,6 +96,7 @@ impl Default for Engine {
         Self {
             wants: HashMap::new(),
             queue: VecDeque::new(),
+            ahead: VecDeque::new(),
             links: BTreeMap::new(),
             bans: Bans::new(WRONG),
             holders: HashMap::new(),
@@ -138,6 +141,7 @@ impl Engine {
                 holders,
                 deadline,
             } => self.want(waiter, want, holders, deadline, actions),
+            Event::Hurry(id) => self.hurry(id),
             Event::LinkUp {
                 link,
                 device,
@@ -200,6 +204,9 @@ impl Engine {
             wanted.waiters.push((waiter, deadline));
             wanted.holders.extend(holders);
             wanted.root = wanted.root.or(want.root);
+            if !want.ahead {
+                self.hurry(want.id);
+            }
             return;
         }
         if self.wants.len() >= WANTS_MAX {
@@ -210,7 +217,10 @@ impl Engine {
             ));
             return;
         }
-        self.queue.push_back(want.id);
+        match want.ahead {
+            true => self.ahead.push_back(want.id),
+            false => self.queue.push_back(want.id),
+        }
         self.wants.insert(
             want.id,
             Wanted {
@@ -222,6 +232,14 @@ impl Engine {
                 search: Search::No,
             },
         );
+    }
+
+    /// Somebody waits for the block: if it was not asked for yet, it is next.
+    fn hurry(&mut self, id: BlockId) {
+        if let Some(at) = self.ahead.iter().position(|ahead| *ahead == id) {
+            self.ahead.remove(at);
+            self.queue.push_back(id);
+        }
     }
 
     fn link_down(&mut self, link: LinkId) {
@@ -296,7 +314,7 @@ impl Engine {
         let Some(wanted) = self.wants.remove(&id) else {
             return;
         };
-        self.queue.retain(|queued| *queued != id);
+        self.forget_queued(&id);
         for attempt in wanted.attempts.iter().filter(|a| a.link != link) {
             if let Some(other) = self.links.get_mut(&attempt.link)
                 && other.answered(&id, now)
@@ -350,7 +368,7 @@ impl Engine {
     }
 
     fn give_up(&mut self, id: BlockId, actions: &mut Vec<Action>) {
-        self.queue.retain(|queued| *queued != id);
+        self.forget_queued(&id);
         let Some(wanted) = self.wants.remove(&id) else {
             return;
         };
@@ -361,6 +379,11 @@ impl Engine {
                 actions.push(Action::Send(attempt.link, Ask::Cancel(id)));
             }
         }
+    }
+
+    fn forget_queued(&mut self, id: &BlockId) {
+        self.queue.retain(|queued| queued != id);
+        self.ahead.retain(|queued| queued != id);
     }
 
     /// Puts wants whose every peer is late or slow back into the queue, so that others are asked as well.
@@ -410,23 +433,27 @@ impl Engine {
         self.waits_for_search = false;
         let mut haves: BTreeMap<LinkId, Vec<BlockId>> = BTreeMap::new();
         let mut searched = Vec::new();
-        let mut left = VecDeque::new();
-        while let Some(id) = self.queue.pop_front() {
-            match self.assign(id, now, &mut haves, &mut searched, actions) {
-                Assigned::Yes => {}
-                Assigned::Later => left.push_back(id),
-                Assigned::Never => {
-                    if let Some(wanted) = self.wants.get_mut(&id) {
-                        let error = failure(id, &wanted.said, &wanted.holders, "no answer");
-                        for (waiter, _) in std::mem::take(&mut wanted.waiters) {
-                            actions.push(Action::Done(waiter, Err(error.clone())));
+        // What nobody waits for comes last, and only as long as that delays nobody who comes later.
+        for ahead in [false, true] {
+            let mut left = VecDeque::new();
+            let queued = std::mem::take(if ahead { &mut self.ahead } else { &mut self.queue });
+            for id in queued {
+                match self.assign(id, ahead, now, &mut haves, &mut searched, actions) {
+                    Assigned::Yes => {}
+                    Assigned::Later => left.push_back(id),
+                    Assigned::Never => {
+                        if let Some(wanted) = self.wants.get_mut(&id) {
+                            let error = failure(id, &wanted.said, &wanted.holders, "no answer");
+                            for (waiter, _) in std::mem::take(&mut wanted.waiters) {
+                                actions.push(Action::Done(waiter, Err(error.clone())));
+                            }
                         }
+                        self.give_up(id, actions);
                     }
-                    self.give_up(id, actions);
                 }
             }
+            *(if ahead { &mut self.ahead } else { &mut self.queue }) = left;
         }
-        self.queue = left;
         if !searched.is_empty() {
             self.next_search = Some(now + SEARCH_PAUSE);
             actions.push(Action::Find(searched));
@@ -441,6 +468,7 @@ impl Engine {
     fn assign(
         &mut self,
         id: BlockId,
+        ahead: bool,
         now: Instant,
         haves: &mut BTreeMap<LinkId, Vec<BlockId>>,
         searched: &mut Vec<BlockId>,
@@ -458,7 +486,7 @@ impl Engine {
             if self.bans.is_banned(&state.device, now) || said.is_some_and(Said::is_final) {
                 continue;
             }
-            if !state.has_room() {
+            if !state.has_room() || (ahead && !state.has_room_ahead()) {
                 waiting_for_room = true;
                 continue;
             }

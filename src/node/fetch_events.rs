@@ -24,6 +24,8 @@ pub(super) enum Event {
         /// When the waiter has to hear.
         deadline: Instant,
     },
+    /// Somebody waits for a block that was wanted ahead.
+    Hurry(BlockId),
     /// A stream to a member is ready.
     LinkUp {
         /// The stream.

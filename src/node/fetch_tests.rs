@@ -26,6 +26,7 @@ fn want(waiter: u64, n: u8, now: Instant) -> Event {
         want: Want {
             id: id(n),
             root: Some(RootId([1; 32])),
+            ahead: false,
         },
         holders: Vec::new(),
         deadline: now + Duration::from_secs(30),
@@ -58,6 +59,60 @@ fn results(actions: Vec<Action>) -> Vec<(u64, Result<CheckedBlock, FetchError>)>
             _ => None,
         })
         .collect()
+}
+
+#[test]
+fn what_nobody_waits_for_comes_last_and_only_as_far_as_it_delays_nobody() {
+    let now = Instant::now();
+    let mut engine = Engine::default();
+    engine.handle(up(1), now);
+    let ahead = |waiter: u64, n: u8| match want(waiter, n, now) {
+        Event::Want {
+            waiter,
+            want,
+            holders,
+            deadline,
+        } => Event::Want {
+            waiter,
+            want: Want { ahead: true, ..want },
+            holders,
+            deadline,
+        },
+        other => other,
+    };
+    // The line brings a block every 100 ms.
+    let mut at = now;
+    for n in 0..8 {
+        engine.handle(want(u64::from(n), n, now), at);
+        engine.handle(want(100, n + 8, now), at);
+        at += Duration::from_millis(100);
+        engine.handle(Event::Reply(1, Reply::Block(checked(block(n)))), at);
+        at += Duration::from_millis(100);
+        engine.handle(Event::Reply(1, Reply::Block(checked(block(n + 8)))), at);
+    }
+    let asked = |actions: &[Action]| -> Vec<BlockId> {
+        let get = |a: &Action| match a {
+            Action::Send(_, Ask::Get(id)) => Some(*id),
+            _ => None,
+        };
+        actions.iter().filter_map(get).collect()
+    };
+    let actions = engine.handle_all((20..60).map(|n| ahead(u64::from(n), n)), at);
+    let first = asked(&actions).len();
+    assert!((4..8).contains(&first), "{first} of 40");
+    // Somebody waits for one of those, and for one that is new: at once.
+    assert_eq!(asked(&engine.handle(Event::Hurry(id(50)), at)), [id(50)]);
+    assert_eq!(asked(&engine.handle(want(200, 70, now), at)), [id(70)]);
+    // The rest comes as the line brings it, in order.
+    let mut next = 20 + first as u8;
+    for n in 20..20 + first as u8 {
+        at += Duration::from_millis(100);
+        for id_asked in asked(&engine.handle(Event::Reply(1, Reply::Block(checked(block(n)))), at)) {
+            assert_eq!(id_asked, id(next));
+            next += 1;
+        }
+    }
+    assert!(next > 20 + first as u8);
 }
 
 #[test]
@@ -293,6 +348,7 @@ fn read_all(blocks: u64, takes: impl Fn(u64, u64) -> u64) -> (Vec<u64>, usize) {
             want: Want {
                 id: block_id,
                 root: Some(RootId([1; 32])),
+                ahead: false,
             },
             holders: vec![device(0), device(1)],
             deadline: at(now + 60_000),

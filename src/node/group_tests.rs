@@ -179,7 +179,16 @@ pub(super) fn fetch(
 ) -> Result<Bytes, FetchError> {
     let (tell, told) = channel();
     let done = Box::new(move |result| tell.send(result).unwrap());
-    Fetch::start(node, Want { id, root }, Instant::now() + timeout, done);
+    Fetch::start(
+        node,
+        Want {
+            id,
+            root,
+            ahead: false,
+        },
+        Instant::now() + timeout,
+        done,
+    );
     let told = told.recv_timeout(timeout + Duration::from_secs(5)).unwrap();
     told.map(|block| block.bytes().clone())
 }

@@ -10,6 +10,11 @@ use super::tempo::Tempo;
 /// A peer that has not been measured for this long is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
+/// What a peer owes may take this long before it is asked for more that nobody waits for,
+const AHEAD_MAX: Duration = Duration::from_millis(250);
+/// but so many blocks are asked for in any case, for a line that is long or was not measured.
+const AHEAD_MIN: usize = 4;
+
 /// One stream to a peer.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -46,6 +51,16 @@ impl Link {
     /// Whether one more may be asked.
     pub(super) fn has_room(&self) -> bool {
         self.busy_until.is_none() && self.open.len() < self.capacity
+    }
+
+    /// Whether one more may be asked that nobody waits for: what is owed then still lets a later one that somebody waits for come soon.
+    pub(super) fn has_room_ahead(&self) -> bool {
+        self.has_room()
+            && (self.open.len() < AHEAD_MIN
+                || self
+                    .tempo
+                    .backlog(self.open.len())
+                    .is_some_and(|wait| wait < AHEAD_MAX))
     }
 
     /// How long one more GET is expected to take. A peer that was not tried for a while is tried: it may have become faster.

@@ -301,6 +301,11 @@ impl Fetch for Node {
             Err(_) => {}
         }
     }
+
+    fn hurry(&self, id: &BlockId) {
+        // Where there is no room for it, the block comes in its turn.
+        let _ = self.local.exchange.try_send(ToExchange::Hurry(*id));
+    }
 }
 
 /// The members that were remembered when a node last ran with this state, for commands while none does.

@@ -48,6 +48,12 @@ impl Tempo {
             .saturating_add(next.saturating_mul(open))
     }
 
+    /// How long what is open already takes; `None`: nobody knows.
+    pub(super) fn backlog(&self, open: usize) -> Option<Duration> {
+        let open = u32::try_from(open).unwrap_or(u32::MAX);
+        Some(self.next?.max(NEXT_MIN).saturating_mul(open))
+    }
+
     /// After how long such a request counts as slow.
     pub(super) fn patience(&self, open: usize) -> Duration {
         self.expected(open).saturating_mul(MULTIPLE).saturating_add(GRACE)

@@ -126,6 +126,8 @@ pub struct Want {
     pub id: BlockId,
     /// The file it belongs to, under which its holders may have announced themselves.
     pub root: Option<RootId>,
+    /// Nobody waits for it yet: it comes after what somebody waits for.
+    pub ahead: bool,
 }
 
 /// Why a block could not be had from elsewhere.
@@ -186,6 +188,9 @@ pub type FetchDone = Box<dyn FnOnce(Result<CheckedBlock, FetchError>) + Send>;
 pub trait Fetch: Send + Sync + 'static {
     /// Starts to fetch a block and returns at once. `done` gets the block, or an error by `deadline` at the latest.
     fn start(&self, want: Want, deadline: Instant, done: FetchDone);
+
+    /// Somebody waits now for a block that was started ahead. Without effect on any other.
+    fn hurry(&self, _id: &BlockId) {}
 }
 
 /// Nobody to ask: the `Fetch` of a device that is alone.
@@ -201,5 +206,9 @@ impl Fetch for NoFetch {
 impl<T: Fetch + ?Sized> Fetch for Arc<T> {
     fn start(&self, want: Want, deadline: Instant, done: FetchDone) {
         (**self).start(want, deadline, done);
+    }
+
+    fn hurry(&self, id: &BlockId) {
+        (**self).hurry(id);
     }
 }

@@ -23,6 +23,9 @@ use crate::keys::VolumeKeys;
 use crate::seal::{Chunker, Opener, Piece, SealPool, epoch_of};
 use crate::store::{CommitSeq, Put, PutKind, Tiered, Want};
 
+/// Longest first chunk of a long file, in bytes: with what stands around it, it fits what a resting TCP connection sends in two round trips.
+const FIRST_MAX: usize = 32 << 10;
+
 /// Opened chunks kept in memory, in bytes.
 const PLAIN_CACHE_BYTES: usize = 48 << 20;
 
@@ -164,7 +167,16 @@ impl Blocks {
         }
         cache.opening.insert(id, wait);
         drop(cache);
-        let outcome = self.open_block(Want { id, root }, wait).map(Arc::new);
+        let outcome = self
+            .open_block(
+                Want {
+                    id,
+                    root,
+                    ahead: false,
+                },
+                wait,
+            )
+            .map(Arc::new);
         let mut cache = self.plain.lock();
         cache.opening.remove(&id);
         if let Ok(chunk) = &outcome {
@@ -182,15 +194,27 @@ impl Blocks {
         root: Option<RootId>,
         wait: Wait,
     ) -> std::result::Result<Vec<u8>, BlockError> {
-        self.open_block(Want { id, root }, wait)
+        self.open_block(
+            Want {
+                id,
+                root,
+                ahead: false,
+            },
+            wait,
+        )
     }
 
-    /// Starts to bring blocks near: opened into memory where they are in the store, fetched where they are not.
+    /// Starts to fetch blocks that are not here: somebody waits for them, or they are wanted `ahead`.
+    pub fn fetch(&self, blocks: impl IntoIterator<Item = BlockId>, root: Option<RootId>, ahead: bool) {
+        let want = |id| Want { id, root, ahead };
+        let wants: Vec<Want> = blocks.into_iter().map(want).collect();
+        self.tiered.prefetch(&wants);
+    }
+
+    /// Starts to bring blocks near that will be read soon: those of `open` into memory, where they are in the store; and those of `fetch`
+    /// into the store.
     pub fn prefetch(self: &Arc<Self>, open: &[BlockId], fetch: &[BlockId], root: Option<RootId>) {
-        if !fetch.is_empty() {
-            let wants: Vec<Want> = fetch.iter().map(|id| Want { id: *id, root }).collect();
-            self.tiered.prefetch(&wants);
-        }
+        self.fetch(fetch.iter().copied(), root, true);
         for id in open {
             let cache = self.plain.lock();
             let known = cache.chunks.contains(id) || cache.opening.contains_key(id);
@@ -203,13 +227,21 @@ impl Blocks {
         }
     }
 
-    /// Where the plaintext is to be cut. With `last`, all of it; otherwise as far as the cuts are certain.
-    pub fn cuts(&self, data: &[u8], last: bool) -> Vec<Cut> {
+    /// Where the plaintext is to be cut, which is that of the file from `offset` on. With `last`, all of it; otherwise as far as the cuts
+    /// are certain. A long file begins with a short chunk: whoever only wants to know what it is, or to begin, has
+    /// the first bytes soonest.
+    pub fn cuts(&self, data: &[u8], offset: u64, last: bool) -> Vec<Cut> {
         let mut cuts = Vec::with_capacity(data.len() / (CHUNK_MAX / 4) + 1);
         let mut at = 0;
+        let begins = offset == 0 && data.len() >= CHUNK_MAX;
         while at < data.len() {
             match self.chunker.cut(&data[at..], last) {
                 Some(Piece::Data(len)) => {
+                    let len = if begins && at == 0 {
+                        len.min(FIRST_MAX)
+                    } else {
+                        len
+                    };
                     cuts.push(Cut::Data(len));
                     at += len;
                 }

@@ -242,14 +242,21 @@ impl Volume {
             return Ok(None);
         }
         let handle = self.handles.get(fh)?;
-        let planned = handle.ahead.lock().plan(offset, len as u64);
-        if let Some((open, fetch)) = &planned {
-            self.read_ahead(&handle.file, open, fetch);
-        }
+        let planned = handle.ahead.lock().plan_once(offset, len as u64);
         let mut fresh = None;
         let wanted = planned.is_none().then_some(&mut fresh);
-        self.read_file(&handle.file, offset, len, out, wait, wanted)?;
-        Ok(fresh.map(|fresh| fresh.of(&handle.file)))
+        let mut next = || {
+            if let Some((open, fetch)) = &planned {
+                self.read_ahead(&handle.file, open, fetch);
+            }
+        };
+        let range = offset..offset.saturating_add(len as u64);
+        let read = self.read_file(&handle.file, range, out, wait, wanted, &mut next);
+        if wait == Wait::Never && read.is_err() {
+            // It is read again at once, by somebody who may wait.
+            handle.ahead.lock().put_off(offset, planned);
+        }
+        read.map(|()| fresh.map(|fresh| fresh.of(&handle.file)))
     }
 
     /// Writes all of `data`. Waits while the write budget is used up.

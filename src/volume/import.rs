@@ -393,7 +393,8 @@ fn compare(volume: &Volume, plain: &File, file: &OpenFile) -> Result<()> {
     let mut offset = 0;
     loop {
         ours.clear();
-        volume.read_file(file, offset, STEP, &mut ours, Wait::Bounded, None)?;
+        let range = offset..offset + STEP as u64;
+        volume.read_file(file, range, &mut ours, Wait::Bounded, None, &mut || {})?;
         let plain_part = &mut theirs[..ours.len()];
         let same = plain.read_exact_at(plain_part, offset).is_ok() && plain_part == ours.as_slice();
         if !same {

@@ -28,6 +28,9 @@ const RUN_FIRST: u64 = 128 << 10;
 /// How far from the last read a read may begin and still count as sequential: the kernel reads ahead out of order.
 const SEEK_TOLERANCE: u64 = 4 << 20;
 
+/// Reads that may be put off at a time.
+const AGAIN_MAX: usize = 32;
+
 /// Where a handle has been reading.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
@@ -38,11 +41,32 @@ pub struct ReadAhead {
     /// Up to here everything was asked for already.
     fetched: u64,
     opened: u64,
+    /// What was planned at reads that will come again: few, for as many as the kernel has under way.
+    again: Vec<(u64, Planned)>,
 }
 
+/// What to open and what to fetch; `None` for a reader that is not sequential.
+type Planned = Option<(Range<u64>, Range<u64>)>;
+
 impl ReadAhead {
-    /// Takes note of a read, and says what to open and what to fetch; `None` for a reader that is not sequential.
-    pub(super) fn plan(&mut self, offset: u64, len: u64) -> Option<(Range<u64>, Range<u64>)> {
+    /// As [`ReadAhead::plan`], or what was put off at this very read.
+    pub(super) fn plan_once(&mut self, offset: u64, len: u64) -> Planned {
+        match self.again.iter().position(|(at, _)| *at == offset) {
+            Some(at) => self.again.swap_remove(at).1,
+            None => self.plan(offset, len),
+        }
+    }
+
+    /// The read at `offset` comes again: what was planned is to be done then.
+    pub(super) fn put_off(&mut self, offset: u64, planned: Planned) {
+        if self.again.len() >= AGAIN_MAX {
+            self.again.clear();
+        }
+        self.again.push((offset, planned));
+    }
+
+    /// Takes note of a read, and says what to open and what to fetch.
+    pub(super) fn plan(&mut self, offset: u64, len: u64) -> Planned {
         let end = offset + len;
         // Out of order by much only where the kernel reads ahead by much.
         let tolerance = if self.window == 0 {
@@ -58,6 +82,7 @@ impl ReadAhead {
                 window: 0,
                 fetched: end,
                 opened: end,
+                again: Vec::new(),
             };
             return None;
         }
@@ -81,20 +106,22 @@ impl ReadAhead {
 }
 
 impl Volume {
-    /// Appends up to `len` bytes from `offset` to `out`. A chunk that is opened for part of it is left in `fresh`, if that is wanted.
+    /// Appends the bytes of `range`, as far as the file goes, to `out`. A chunk that is opened for part of it is left in `fresh`, if that is
+    /// wanted. Calls `next` when what it needs from elsewhere was asked for, or when it has read what is here.
     pub(super) fn read_file(
         &self,
         file: &OpenFile,
-        offset: u64,
-        len: usize,
+        range: Range<u64>,
         out: &mut Vec<u8>,
         wait: Wait,
         mut fresh: Option<&mut Option<Fresh>>,
+        next: &mut dyn FnMut(),
     ) -> Result<()> {
+        let offset = range.start;
         loop {
             let (pieces, root, stamp) = {
                 let state = file.state.lock();
-                let end = offset.saturating_add(len as u64).min(state.pieces.size());
+                let end = range.end.min(state.pieces.size());
                 if offset >= end {
                     return Ok(());
                 }
@@ -113,12 +140,14 @@ impl Volume {
                 .iter()
                 .any(|(_, piece, _)| matches!(piece.source, Source::Index { .. }))
             {
-                self.expand(file, offset..offset.saturating_add(len as u64), wait)?;
+                self.expand(file, range.clone(), wait)?;
                 continue;
             }
-            if wait == Wait::Bounded && self.remote && pieces.len() > 1 {
-                // Some of it is elsewhere: all of that comes at the same time.
+            let waits = wait == Wait::Bounded && self.remote;
+            if waits {
+                // Some of it is elsewhere: all of that comes at the same time, and before what comes next.
                 self.fetch_together(&pieces, root);
+                next();
             }
             for (at, piece, part) in &pieces {
                 let opened = self.append_part(file.ino, piece, part, root, out, wait)?;
@@ -134,6 +163,9 @@ impl Volume {
                     });
                 }
             }
+            if !waits {
+                next();
+            }
             return Ok(());
         }
     }
@@ -145,7 +177,7 @@ impl Volume {
         });
         let mut blocks: Vec<BlockId> = blocks.collect();
         blocks.dedup();
-        self.blocks.prefetch(&[], &blocks, root);
+        self.blocks.fetch(blocks, root, false);
     }
 
     fn append_part(
@@ -294,7 +326,8 @@ impl Volume {
         if !self.remote {
             to_fetch.clear();
         } else {
-            to_fetch.extend_from_slice(&to_open);
+            // What is read next comes first.
+            to_fetch.splice(0..0, to_open.iter().copied());
         }
         self.blocks.prefetch(&to_open, &to_fetch, root);
     }

@@ -88,7 +88,7 @@ impl Volume {
             for piece in &plan.pieces {
                 self.append_plaintext(file, piece, &mut data)?;
             }
-            let cuts = self.blocks.cuts(&data, false);
+            let cuts = self.blocks.cuts(&data, at, false);
             let covered = at..at + cuts.iter().map(|cut| cut_len(*cut) as u64).sum::<u64>();
             let mut state = file.state.lock();
             if covered.is_empty() || !same_since(&state.pieces, &covered, plan.stamp) {
@@ -116,7 +116,7 @@ impl Volume {
         for piece in &plan.pieces {
             self.append_plaintext(file, piece, &mut data)?;
         }
-        let cuts = self.cut_plan(file, &plan, &mut data, what)?;
+        let cuts = self.cut_plan(file, &plan, &mut data, range.start, what)?;
         let covered: usize = cuts.iter().map(|cut| cut_len(*cut)).sum();
         if covered == 0 {
             return Ok(range.end);
@@ -154,14 +154,21 @@ impl Volume {
         true
     }
 
-    /// Cuts the plan's plaintext. A last chunk that would be too short takes in the blocks behind it.
-    fn cut_plan(&self, file: &OpenFile, plan: &Plan, data: &mut Vec<u8>, what: Spill) -> Result<Vec<Cut>> {
+    /// Cuts the plan's plaintext, which begins at `start` in the file. A last chunk that would be too short takes in the blocks behind it.
+    fn cut_plan(
+        &self,
+        file: &OpenFile,
+        plan: &Plan,
+        data: &mut Vec<u8>,
+        start: u64,
+        what: Spill,
+    ) -> Result<Vec<Cut>> {
         if plan.goes_on || what == Spill::Streams {
-            return Ok(self.blocks.cuts(data, false));
+            return Ok(self.blocks.cuts(data, start, false));
         }
         let mut behind = plan.behind.iter();
         loop {
-            let cuts = self.blocks.cuts(data, true);
+            let cuts = self.blocks.cuts(data, start, true);
             let short = matches!(cuts.last(), Some(Cut::Data(len)) if *len < CHUNK_MIN);
             match behind.next() {
                 Some(piece) if short => self.append_plaintext(file, piece, data)?,

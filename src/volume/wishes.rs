@@ -230,7 +230,11 @@ impl Volume {
             let mut wants = Vec::new();
             for id in some {
                 if !store.contains(id).map_err(VolumeError::store)? {
-                    wants.push(Want { id: *id, root: None });
+                    wants.push(Want {
+                        id: *id,
+                        root: None,
+                        ahead: true,
+                    });
                 }
             }
             self.blocks.tiered().prefetch(&wants);

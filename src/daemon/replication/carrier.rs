@@ -188,6 +188,7 @@ impl Carrier {
         let want = Want {
             id: *block,
             root: None,
+            ahead: false,
         };
         self.tiered.get(want).map_err(|error| error.to_string())
     }

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use super::shards::Shards;
+use crate::base::BlockId;
 use crate::store::{CheckedBlock, Fetch, FetchDone, FetchError, ReplicaStore, Want};
 
 /// When a block is made again although it may still come: what the network counts as late.
@@ -83,6 +84,10 @@ impl ShardFetch {
 }
 
 impl Fetch for ShardFetch {
+    fn hurry(&self, id: &BlockId) {
+        self.shards.node.hurry(id);
+    }
+
     fn start(&self, want: Want, deadline: Instant, done: FetchDone) {
         let awaited = Arc::new(Awaited {
             want,

@@ -95,6 +95,7 @@ impl Shards {
         let want = Want {
             id: block,
             root: None,
+            ahead: false,
         };
         let done = move |result: Result<CheckedBlock, FetchError>| {
             drop(tell.send((block, result.map(|block| block.bytes().clone()))));

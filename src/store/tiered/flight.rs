@@ -26,6 +26,10 @@ struct State {
     landing: Option<Landing>,
     /// The store's queue had no room for the block.
     refused: bool,
+    /// It was sent for before anybody waited.
+    ahead: bool,
+    /// Somebody waits.
+    hurried: bool,
 }
 
 /// One block on its way.
@@ -48,9 +52,20 @@ impl Flight {
         true
     }
 
-    /// Notes that the block was looked for here in vain: the rest is up to the network, until `deadline`.
-    pub(super) fn go_remote(&self, deadline: Instant) {
-        self.state.lock().deadline = Some(deadline);
+    /// Notes that the block was looked for here in vain: the rest is up to the network, until `deadline`. Whether it is sent for `ahead`,
+    /// which it is not once somebody waits.
+    pub(super) fn go_remote(&self, deadline: Instant, ahead: bool) -> bool {
+        let mut state = self.state.lock();
+        state.deadline = Some(deadline);
+        state.ahead = ahead && !state.hurried;
+        state.ahead
+    }
+
+    /// Notes that somebody waits. True once, when it was sent for ahead.
+    pub(super) fn hurry(&self) -> bool {
+        let mut state = self.state.lock();
+        state.hurried = true;
+        state.landing.is_none() && std::mem::take(&mut state.ahead)
     }
 
     /// Whether the block is known to be only elsewhere.

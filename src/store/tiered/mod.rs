@@ -176,6 +176,8 @@ impl Tiered {
             let (flight, own) = self.shared.join(&want.id);
             if own {
                 self.lead(want, &flight, fetch_until, None);
+            } else {
+                self.hurry(&want, &flight);
             }
             match flight.wait(wait_until) {
                 Some(Landing::Block(block)) => {
@@ -224,21 +226,41 @@ impl Tiered {
         }
     }
 
-    /// Starts to fetch what is not here, as far as the bound on prefetches allows. What comes goes into the store; failures are
-    /// ignored.
+    /// Starts to fetch what is not here; what is wanted ahead as far as the bound on prefetches allows. What comes goes into the store;
+    /// failures are ignored.
     pub fn prefetch(&self, wants: &[Want]) {
         for want in wants {
-            let here = self.shared.memory.get(&want.id).is_some()
-                || self.shared.flights.lock().contains_key(&want.id)
-                || self.store.contains(&want.id).unwrap_or(true);
-            if here {
+            if self.shared.memory.get(&want.id).is_some() {
                 continue;
             }
-            let Some(slot) = self.shared.slot() else { return };
-            let (flight, own) = self.shared.join(&want.id);
-            if own {
-                self.lead(*want, &flight, Instant::now() + self.timeout, Some(slot));
+            let under_way = self.shared.flights.lock().get(&want.id).cloned();
+            if let Some(flight) = under_way {
+                self.hurry(want, &flight);
+                continue;
             }
+            if self.store.contains(&want.id).unwrap_or(true) {
+                continue;
+            }
+            // Who waits for a block takes care of it.
+            let slot = match want.ahead {
+                true => match self.shared.slot() {
+                    Some(slot) => Some(slot),
+                    None => return,
+                },
+                false => None,
+            };
+            let (flight, own) = self.shared.join(&want.id);
+            match own {
+                true => self.lead(*want, &flight, Instant::now() + self.timeout, slot),
+                false => self.hurry(want, &flight),
+            }
+        }
+    }
+
+    /// A block under way is wanted again: now, unless ahead.
+    fn hurry(&self, want: &Want, flight: &Flight) {
+        if !want.ahead && flight.hurry() {
+            self.fetch.hurry(&want.id);
         }
     }
 
@@ -281,7 +303,10 @@ impl Tiered {
                 Some(error)
             }
         };
-        flight.go_remote(deadline);
+        let want = Want {
+            ahead: flight.go_remote(deadline, want.ahead),
+            ..want
+        };
         let mut answer = Answer {
             shared: Arc::downgrade(&self.shared),
             flight: flight.clone(),

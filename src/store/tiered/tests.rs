@@ -17,6 +17,7 @@ fn checked(bytes: Bytes) -> CheckedBlock {
 
 fn want(bytes: &Bytes) -> Want {
     Want {
+        ahead: false,
         id: BlockId::of(bytes),
         root: None,
     }
@@ -30,6 +31,8 @@ struct Elsewhere {
     /// Answers wait here until the test lets them go.
     held: Mutex<Vec<(Want, FetchDone)>>,
     hold: AtomicBool,
+    /// Blocks that somebody came to wait for.
+    hurried: Mutex<Vec<BlockId>>,
 }
 
 impl Elsewhere {
@@ -66,6 +69,10 @@ impl Fetch for Elsewhere {
         } else {
             self.answer(want, done);
         }
+    }
+
+    fn hurry(&self, id: &BlockId) {
+        self.hurried.lock().push(*id);
     }
 }
 
@@ -215,10 +222,25 @@ fn prefetches_are_bounded_and_readers_join_them() {
     let elsewhere = Elsewhere::with(&blocks);
     elsewhere.hold.store(true, Ordering::SeqCst);
     let (store, tiered) = tiered(elsewhere.clone(), LONG);
-    let wants: Vec<Want> = blocks.iter().map(want).collect();
+    let ahead = |bytes| Want {
+        ahead: true,
+        ..want(bytes)
+    };
+    let wants: Vec<Want> = blocks.iter().map(ahead).collect();
     tiered.prefetch(&wants);
     tiered.prefetch(&wants);
     assert_eq!(elsewhere.asked(), PREFETCH_MAX);
+    assert!(elsewhere.hurried.lock().is_empty());
+    // What somebody waits for is not held up by them, nor behind them.
+    let (waited, last) = (want(&blocks[1]), want(&blocks[PREFETCH_MAX]));
+    tiered.prefetch(&[waited, last]);
+    tiered.prefetch(&[waited, last]);
+    assert_eq!(
+        *elsewhere.hurried.lock(),
+        [waited.id],
+        "once, and only what was ahead"
+    );
+    assert_eq!(elsewhere.asked(), PREFETCH_MAX + 1);
     assert_eq!(
         tiered.get_local(&wants[0].id).unwrap(),
         None,
@@ -229,7 +251,7 @@ fn prefetches_are_bounded_and_readers_join_them() {
         elsewhere.release();
         assert_eq!(reader.join().unwrap(), blocks[0]);
     });
-    assert_eq!(elsewhere.asked(), PREFETCH_MAX);
+    assert_eq!(elsewhere.asked(), PREFETCH_MAX + 1);
     for (want, bytes) in wants.iter().zip(&blocks) {
         assert_eq!(&tiered.get(*want).unwrap(), bytes);
     }
