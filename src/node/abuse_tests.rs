@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const BIG: usize = 1 << 20;
 
 /// A member of the group that speaks raw frames on any number of streams.
-struct Attacker {
-    runtime: tokio::runtime::Runtime,
+pub(super) struct Attacker {
+    pub(super) runtime: tokio::runtime::Runtime,
     control: libp2p_stream::Control,
     protocol: libp2p::StreamProtocol,
     node: PeerId,
@@ -40,7 +40,12 @@ struct Attacker {
 }
 
 impl Attacker {
-    fn new(group: &GroupKey, seed: u8, role: Role, node: &Node) -> Self {
+    pub(super) fn new(group: &GroupKey, seed: u8, role: Role, node: &Node) -> Self {
+        Self::try_new(group, seed, role, node).unwrap()
+    }
+
+    /// None when it is not let in.
+    pub(super) fn try_new(group: &GroupKey, seed: u8, role: Role, node: &Node) -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -67,8 +72,10 @@ impl Attacker {
             });
             swarm.dial(address).unwrap();
             let node = loop {
-                if let SwarmEvent::ConnectionEstablished { peer_id, .. } = swarm.select_next_some().await {
-                    break peer_id;
+                match swarm.select_next_some().await {
+                    SwarmEvent::ConnectionEstablished { peer_id, .. } => break peer_id,
+                    SwarmEvent::OutgoingConnectionError { .. } => return None,
+                    _ => {}
                 }
             };
             tokio::spawn(async move {
@@ -78,9 +85,9 @@ impl Attacker {
                     }
                 }
             });
-            (control, node)
-        });
-        Self {
+            Some((control, node))
+        })?;
+        Some(Self {
             runtime,
             control,
             protocol,
@@ -88,7 +95,7 @@ impl Attacker {
             device,
             hello: hello(certificate.encode()),
             closed,
-        }
+        })
     }
 
     /// Opens a stream; shows the certificate on it and takes the node's.
@@ -107,7 +114,18 @@ impl Attacker {
         })
     }
 
-    fn is_closed(&self) -> bool {
+    /// Opens a stream and shows the certificate on it, if the connection is still there.
+    pub(super) fn stream(&mut self) -> Option<Stream> {
+        self.runtime.block_on(async {
+            let opened = self.control.open_stream(self.node, self.protocol.clone()).await;
+            let mut stream = opened.ok()?;
+            write_frame(&mut stream, &self.hello).await.ok()?;
+            stream.flush().await.ok()?;
+            Some(stream)
+        })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst) > 0
     }
 }

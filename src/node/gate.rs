@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{Ready, ready};
@@ -28,6 +28,7 @@ use tokio::time::Sleep;
 use crate::base::GroupId;
 
 use super::admission::{Admission, Admissions};
+use super::arrivals::Arrivals;
 
 /// Streams that a peer may have open to us on one connection.
 const INBOUND_MAX: usize = 3;
@@ -131,6 +132,7 @@ pub(super) struct Gate {
     config: GateConfig,
     admissions: Admissions,
     remotes: HashMap<ConnectionId, Multiaddr>,
+    arrivals: Arrivals,
     queue: VecDeque<ToSwarm<GateEvent, Wake>>,
     waker: Option<Waker>,
 }
@@ -142,6 +144,7 @@ impl Gate {
             config,
             admissions,
             remotes: HashMap::new(),
+            arrivals: Arrivals::default(),
             queue: VecDeque::new(),
             waker: None,
         }
@@ -205,9 +208,25 @@ impl Gate {
 #[error("too many connections without a certificate")]
 struct TooManyStrangers;
 
+#[derive(Debug, thiserror::Error)]
+#[error("too many connections from this address")]
+struct TooManyArrivals;
+
 impl NetworkBehaviour for Gate {
     type ConnectionHandler = GateHandler;
     type ToSwarm = GateEvent;
+
+    fn handle_pending_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        match self.arrivals.admit(remote, Instant::now()) {
+            true => Ok(()),
+            false => Err(ConnectionDenied::new(TooManyArrivals)),
+        }
+    }
 
     fn handle_established_inbound_connection(
         &mut self,

@@ -12,6 +12,7 @@ pub mod address_record;
 mod admission;
 mod admit;
 pub mod announce;
+mod arrivals;
 mod bans;
 mod behaviour;
 mod client;
@@ -65,6 +66,9 @@ mod attacks;
 #[cfg(test)]
 #[path = "dht_tests.rs"]
 mod dht_between_nodes;
+#[cfg(test)]
+#[path = "flood_tests.rs"]
+mod floods;
 #[cfg(test)]
 #[path = "reading_tests.rs"]
 mod reading;
