@@ -24,6 +24,8 @@ fn a_file_that_several_hold_is_read_from_all_of_them_at_hardly_more_than_one_fra
     reader.config.known_peers.extend(node_second.addresses().unwrap());
     let node = reader.start();
     assert!(eventually(|| connected(&node) == 2));
+    // The streams are opened a moment later, and all may be over by then.
+    std::thread::sleep(Duration::from_millis(300));
     let root = Some(RootId([1; 32]));
     std::thread::scope(|scope| {
         for part in 0..20 {
