@@ -14,7 +14,7 @@
 //! | 4 | `fuse`, `control`, `replica` |
 //! | 3 | `volume`, `node` |
 //! | 2 | `store`, `folder` |
-//! | 1 | `seal` ← `keys` ← `object` |
+//! | 1 | `seal` ← `keys` ← `object` ← `merge` |
 //! | 0 | `base` |
 
 pub mod base;
@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod folder;
 pub mod fuse;
 pub mod keys;
+pub mod merge;
 pub mod node;
 pub mod object;
 pub mod replica;

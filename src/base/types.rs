@@ -1,7 +1,7 @@
 //! What a file looks like from outside: attributes, callers and options of operations, without any kernel interface's types.
 
 /// A file's kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
     /// A regular file: the only kind with content of ours.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
-use super::report::{Outcome, failed};
+use super::report::{Exit, Outcome, failed};
 use rustix::io::Errno;
 
 use crate::base::names::{HostName, from_host};
@@ -101,12 +101,32 @@ fn elsewhere(env: &Environment, folder: &Path) -> Option<Found> {
 pub fn daemon(env: &Environment, path: &Path, what: &str) -> Outcome<PathBuf> {
     match find(env, path)? {
         Place::Running { daemon, .. } => Ok(daemon.socket),
-        Place::Folder { folder, .. } => Err(failed(
-            what,
+        Place::Folder { folder, .. } => Err(silent(env, &folder, what)),
+    }
+}
+
+/// The error for a folder whose daemon gave no answer: there is none, or it stands still.
+pub fn silent(env: &Environment, folder: &Path, what: &str) -> Exit {
+    let located = crate::daemon::locate(&env.places, folder, None);
+    let holder = located.ok().and_then(|located| located.state.holder().ok()?);
+    let (why, hint) = match holder {
+        Some(holder) => (
+            format!(
+                "the daemon of {} (process {}) does not answer",
+                folder.display(),
+                holder.pid
+            ),
+            format!(
+                "its log may say what it waits for; should that not pass, `kill -9 {}` and mount again: what was closed is safe",
+                holder.pid
+            ),
+        ),
+        None => (
             format!("no daemon is running for {}", folder.display()),
             format!("start one with `dfs up {0}` or `dfs serve {0}`", folder.display()),
-        )),
-    }
+        ),
+    };
+    failed(what, why, hint)
 }
 
 fn relative(path: &Path, base: &Path) -> PathBuf {

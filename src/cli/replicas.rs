@@ -191,9 +191,6 @@ pub(super) fn one_volume(
 pub(super) fn running(env: &Environment, path: &Path, what: &str) -> Result<(PathBuf, PathBuf), Exit> {
     match locate::find(env, path)? {
         Place::Running { daemon, inside } => Ok((daemon.socket, inside)),
-        Place::Folder { folder, .. } => {
-            let why = format!("no daemon is running for {}", folder.display());
-            Err(Failure::new(what, why, "mount it first: `dfs up`").into())
-        }
+        Place::Folder { folder, .. } => Err(locate::silent(env, &folder, what)),
     }
 }

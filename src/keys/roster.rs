@@ -355,8 +355,15 @@ impl View {
         let mut view = Self::default();
         let mut shut_out = 0_u32;
         let mut named = BTreeSet::new();
-        // They never could read: a role is not changed to this one or from it.
-        let guests: BTreeSet<DeviceId> = statements.values().filter_map(guest).collect();
+        // Whoever was never anything but a guest never could read.
+        let (guests, others): (BTreeSet<_>, BTreeSet<_>) = statements
+            .values()
+            .filter_map(made_member)
+            .partition(|(_, role)| *role == Role::Guest);
+        let only_guest = |device: &DeviceId| {
+            let mut others = others.range((*device, Role::Host)..=(*device, Role::Admin));
+            guests.contains(&(*device, Role::Guest)) && others.next().is_none()
+        };
         for (statement, counts) in statements.values().zip(counting) {
             named.extend(match statement.matter() {
                 Matter::Member { certificate, .. } => Some(certificate.device_id()),
@@ -376,7 +383,7 @@ impl View {
                     view.take_certificate(certificate, *version);
                 }
                 Matter::Removed { device, at, .. } => {
-                    shut_out += u32::from(!guests.contains(device));
+                    shut_out += u32::from(!only_guest(device));
                     let date = view.removed.entry(*device).or_insert(*at);
                     *date = (*date).min(*at);
                 }
@@ -557,12 +564,10 @@ fn depths(all: &[&Statement], makers: &BTreeMap<DeviceId, Vec<usize>>) -> BTreeM
     depths
 }
 
-/// The device that a statement makes a guest.
-fn guest(statement: &Statement) -> Option<DeviceId> {
+/// The device that a statement makes a member, and its role.
+fn made_member(statement: &Statement) -> Option<(DeviceId, Role)> {
     match statement.matter() {
-        Matter::Member { certificate, .. } if certificate.membership().role == Role::Guest => {
-            Some(certificate.device_id())
-        }
+        Matter::Member { certificate, .. } => Some((certificate.device_id(), certificate.membership().role)),
         _ => None,
     }
 }

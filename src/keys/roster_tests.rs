@@ -131,6 +131,19 @@ fn a_reader_that_becomes_a_host_costs_an_epoch_and_a_new_host_does_not() {
 }
 
 #[test]
+fn the_removal_of_a_guest_costs_no_epoch_unless_it_was_more() {
+    let mut a = Admin::first(1);
+    a.member(2, Role::Guest, 10);
+    a.remove(2, 20);
+    assert_eq!(a.roster.epoch_due(), 1);
+    // Two admins let it in as two things.
+    a.member(3, Role::Guest, 10);
+    a.member(3, Role::Writer, 20);
+    a.remove(3, 30);
+    assert_eq!(a.roster.epoch_due(), 2);
+}
+
+#[test]
 fn what_a_removed_admin_states_later_does_not_count() {
     let mut a = Admin::first(1);
     a.member(2, Role::Admin, 10);

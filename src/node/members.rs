@@ -349,6 +349,7 @@ impl Members {
     /// Whether a device may be admitted here, and if so enters its certificate; its role as it then is.
     pub(super) fn certify(&self, certificate: &Certificate) -> Result<(), String> {
         let device = certificate.device_id();
+        let guest = certificate.membership().role == Role::Guest;
         match self.inner.lock().roster.standing(&device) {
             Standing::Removed(_) => {
                 return Err("the device was removed from the group: it can only join as a new device".into());
@@ -357,9 +358,14 @@ impl Members {
             Standing::Member(known) if known.membership().role == certificate.membership().role => {
                 return Ok(());
             }
+            Standing::Member(known) if guest || known.membership().role == Role::Guest => {
+                return Err(
+                    "a guest has a volume of its own, with keys that nobody else has: join anew, with an invitation to the other role"
+                        .into(),
+                );
+            }
             _ => {}
         }
-        let guest = certificate.membership().role == Role::Guest;
         if guest && self.inner.lock().roster.len() >= STATEMENTS_FOR_GUESTS {
             return Err("the group has as many guests as it can have".into());
         }
@@ -399,9 +405,6 @@ impl Members {
         };
         if before.role == role {
             return Err(format!("it is a {role} already"));
-        }
-        if (before.role == Role::Guest) != (role == Role::Guest) {
-            return Err("a guest has a volume of its own, with keys that nobody else has: join anew, with an invitation to the other role".into());
         }
         let admit = self
             .admit

@@ -111,6 +111,21 @@ fn wrong_calls_are_usage_errors_and_help_is_none() {
 }
 
 #[test]
+fn a_daemon_that_stands_still_is_not_taken_for_none() {
+    let volume = TestVolume::mounted();
+    let pid = nix::unistd::Pid::from_raw(volume.pid().unwrap());
+    let signal = |signal| nix::sys::signal::kill(pid, signal).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let synced = volume.dfs(["sync"]).arg(volume.folder()).run();
+    signal(nix::sys::signal::Signal::SIGCONT);
+    let said = synced.said();
+    assert!(
+        !synced.succeeded() && said.contains(&format!("process {pid}) does not answer")),
+        "{said}"
+    );
+}
+
+#[test]
 fn fsck_finds_a_sound_volume_sound() {
     let mut volume = TestVolume::mounted();
     fs::create_dir(volume.at("tree")).unwrap();

@@ -1,0 +1,44 @@
+//! Two trees that grew from a common one, made into one again: a pure function, the same result on every device and from either side.
+//!
+//! Files are followed by their ids, so a rename and an edit of the same file meet, also inside directories that were moved. Invariants of
+//! the result: every content that one side wrote is in it, under its name or as a conflict copy; every name is in a directory that is
+//! there; no directory is inside itself; no two files have one name. `docs/decisions/merge.md` says what comes of each pair of changes. Made for
+//! `sync`, which is to turn snapshots into [`Edits`] against their common ancestor.
+
+mod ancestors;
+mod fields;
+mod names;
+mod shape;
+mod tree;
+
+#[cfg(test)]
+mod convergence_tests;
+#[cfg(test)]
+mod tests;
+
+pub use ancestors::{History, lowest_common};
+pub use names::conflict_name;
+pub use tree::{Content, Edits, MemoryTree, Meta, Node, Place, ROOT, Tree, Version};
+
+use std::collections::BTreeSet;
+
+use crate::base::FileId;
+use fields::Merged;
+use shape::Shape;
+
+/// What `left` and `right`, both changes of `base`, make of it together. Costs what they changed, not what there is.
+pub fn merge(base: &dyn Tree, left: &Edits, right: &Edits) -> Edits {
+    let mut shape = Shape::new(base, left, right);
+    let ids: BTreeSet<&FileId> = left.keys().chain(right.keys()).collect();
+    for id in ids {
+        let before = base.node(id);
+        let side = |edits: &Edits| edits.get(id).map_or_else(|| before.clone(), Clone::clone);
+        let Merged { node, copy } = fields::merge(id, before.as_ref(), side(left), side(right));
+        shape.set(*id, node);
+        if let Some((id, copy)) = copy {
+            shape.set(id, Some(copy));
+        }
+    }
+    shape.settle();
+    shape.into_edits()
+}
