@@ -328,6 +328,8 @@ impl Replicator {
                 Ok(()) => break,
                 Err(error) => {
                     tracing::error!(%error, "replication stands still: its store failed; it starts anew in a while");
+                    // What it was about to be told, and a marking under way, are lost.
+                    self.shared.name_again();
                     std::thread::sleep(AGAIN);
                     self.told.clear();
                     self.answers.clear();
