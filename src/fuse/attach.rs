@@ -28,6 +28,9 @@ const MAX_READ: u32 = 1 << 20;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long `fusermount3` may take.
 const HELPER_WITHIN: Duration = Duration::from_secs(20);
+/// How long a mount may be in use before that is an error, and when it is looked again.
+const BUSY_FOR: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Dead mounts that may lie over each other.
 const STALE_MAX: usize = 16;
 
@@ -334,27 +337,32 @@ pub(super) fn detach(entry: &MountEntry, lazy: bool) -> Result<(), MountError> {
         path: path.clone(),
         source,
     };
-    match mountinfo::at(path).map_err(refused)? {
-        Some(top) if top.is_same(entry) => {}
-        Some(top) if is_listed(entry).map_err(refused)? => {
-            return Err(MountError::Covered {
-                path: path.clone(),
-                fs_type: top.fs_type,
-            });
-        }
-        _ => return Ok(()),
-    }
     let flags = UnmountFlags::NOFOLLOW
         | if lazy {
             UnmountFlags::DETACH
         } else {
             UnmountFlags::empty()
         };
-    match rustix::mount::unmount(&**path, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(MountError::Busy { path: path.clone() }),
-        Err(Errno::PERM) => detach_by_helper(path, lazy),
-        Err(error) => Err(refused(error.into())),
+    let until = Instant::now() + BUSY_FOR;
+    loop {
+        match mountinfo::at(path).map_err(refused)? {
+            Some(top) if top.is_same(entry) => {}
+            Some(top) if is_listed(entry).map_err(refused)? => {
+                return Err(MountError::Covered {
+                    path: path.clone(),
+                    fs_type: top.fs_type,
+                });
+            }
+            _ => return Ok(()),
+        }
+        match rustix::mount::unmount(&**path, flags) {
+            Ok(()) => return Ok(()),
+            // `df`, or a file manager that asks every mount how full it is, is in it for a moment.
+            Err(Errno::BUSY) if Instant::now() < until => std::thread::sleep(BUSY_PAUSE),
+            Err(Errno::BUSY) => return Err(MountError::Busy { path: path.clone() }),
+            Err(Errno::PERM) => return detach_by_helper(path, lazy),
+            Err(error) => return Err(refused(error.into())),
+        }
     }
 }
 

@@ -179,3 +179,17 @@ fn the_marker_is_a_virtual_folder_in_the_mount() {
     assert!(fs::write(volume.at(".dfs/status"), b"x").is_err());
     assert!(fs::remove_dir_all(volume.at(".dfs")).is_err());
 }
+
+#[test]
+fn a_mount_that_is_in_use_for_a_moment_is_unmounted_nevertheless() {
+    let mut volume = TestVolume::mounted();
+    fs::write(volume.at("a"), "a").unwrap();
+    let open = fs::File::open(volume.at("a")).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(open);
+        });
+        volume.unmount();
+    });
+}
