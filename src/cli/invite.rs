@@ -19,7 +19,8 @@ const EXPIRES_MAX: u64 = 366 * 86_400;
 
 /// Print a ticket with which another device can join.
 ///
-/// Whoever has the ticket can join: send it over a channel that you trust. It goes to standard output alone.
+/// Whoever has the ticket can join: send it over a channel that you trust. Only a guest's may be published. It goes to standard output
+/// alone.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A path in the folder or in the mount.

@@ -73,7 +73,7 @@ fn attack(key: &GroupKey, node: &Node, seed: u8, ids: &[BlockId], stop: &AtomicB
 }
 
 #[test]
-#[ignore = "measures: a figure of a busy computer says nothing"]
+#[ignore = "a measurement, and a figure of a busy computer says nothing: only with --long"]
 fn others_keep_four_fifths_of_their_throughput_beside_floods() {
     let key = group(71);
     let a = Member::new(&key, Role::Admin);

@@ -103,7 +103,7 @@ fn of_five_computers_two_are_lost_and_then_a_third() {
 }
 
 #[test]
-#[ignore = "long: two gigabytes"]
+#[ignore = "two gigabytes: only with --long"]
 fn of_five_computers_two_are_lost_with_two_gigabytes() {
     two_are_lost(512, Duration::from_secs(1800));
 }

@@ -21,7 +21,7 @@ fn kills_in_the_midst_of_replication() {
 }
 
 #[test]
-#[ignore = "twenty minutes"]
+#[ignore = "takes twenty minutes: only with --long"]
 fn many_kills_in_the_midst_of_replication() {
     kill_often(200);
 }

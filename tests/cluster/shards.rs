@@ -116,7 +116,7 @@ fn what_is_freed_survives_the_loss_of_two_of_six() {
 }
 
 #[test]
-#[ignore = "two gibibytes"]
+#[ignore = "two gibibytes: only with --long"]
 fn two_gibibytes_survive_the_loss_of_two_of_six() {
     seven_with(2 << 30);
 }

@@ -29,13 +29,13 @@ fn power_cuts_on_xfs() {
 }
 
 #[test]
-#[ignore = "half an hour"]
+#[ignore = "takes half an hour: only with --long"]
 fn many_power_cuts_on_ext4() {
     cut_often("ext4", 250);
 }
 
 #[test]
-#[ignore = "half an hour"]
+#[ignore = "takes half an hour: only with --long"]
 fn many_power_cuts_on_xfs() {
     cut_often("xfs", 250);
 }

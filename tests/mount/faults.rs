@@ -108,7 +108,7 @@ fn a_kill_at_a_call_loses_nothing_that_was_closed() {
 }
 
 #[test]
-#[ignore = "half an hour"]
+#[ignore = "takes half an hour: only with --long"]
 fn a_kill_at_every_call_loses_nothing_that_was_closed() {
     kill_at(None);
 }
@@ -158,7 +158,7 @@ fn a_kill_during_a_collection_loses_nothing() {
 }
 
 #[test]
-#[ignore = "ten minutes"]
+#[ignore = "takes ten minutes: only with --long"]
 fn a_kill_at_every_call_of_a_collection_loses_nothing() {
     kill_while_collecting(None);
 }
@@ -212,7 +212,7 @@ fn a_kill_during_the_recovery_loses_nothing() {
 }
 
 #[test]
-#[ignore = "ten minutes"]
+#[ignore = "takes ten minutes: only with --long"]
 fn a_kill_at_every_call_of_the_recovery_loses_nothing() {
     kill_while_recovering(None);
 }
@@ -284,7 +284,7 @@ fn a_call_that_fails_is_reported_and_nothing_is_lost() {
 }
 
 #[test]
-#[ignore = "an hour"]
+#[ignore = "takes an hour: only with --long"]
 fn a_failure_of_every_call_is_reported_and_nothing_is_lost() {
     fail_at(None);
 }

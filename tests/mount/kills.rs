@@ -16,7 +16,7 @@ fn kills_at_random_moments() {
 }
 
 #[test]
-#[ignore = "twenty minutes"]
+#[ignore = "takes twenty minutes: only with --long"]
 fn many_kills_at_random_moments() {
     kill_often(500);
 }
