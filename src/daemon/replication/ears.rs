@@ -70,13 +70,7 @@ impl Partner for Ears {
     }
 
     fn reachable(&self, device: DeviceId, reachable: bool) {
-        let mut all = self.shards.reachable.lock();
-        let _ = if reachable {
-            all.insert(device)
-        } else {
-            all.remove(&device)
-        };
-        drop(all);
+        self.shards.met.set(device, reachable);
         let _ = self.inbox.send(Msg::Reachable(device, reachable));
     }
 }

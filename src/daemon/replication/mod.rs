@@ -6,6 +6,7 @@
 mod carrier;
 mod ears;
 mod fetch;
+mod met;
 mod profiles;
 mod prove;
 mod reports;
@@ -118,7 +119,7 @@ impl Replication {
         let node = &shards.node;
         let (inbox, messages) = unbounded();
         let (jobs, work) = unbounded();
-        let shared = Arc::new(Shared::new(store, own.wanted));
+        let shared = Arc::new(Shared::new(store, &shards.met, own.wanted));
         let key = Arc::new(own.key);
         let mut threads = Vec::new();
         for n in 0..CARRIERS {
@@ -265,7 +266,7 @@ impl Replication {
 
     /// Members that can be asked.
     pub(super) fn reachable(&self) -> HashSet<DeviceId> {
-        self.shared.reachable.lock().clone()
+        self.shared.met.all()
     }
 
     /// Bytes a second that went to other members lately.
@@ -356,8 +357,7 @@ impl Replicator {
         let mut machine = Machine::start(store, self.setup.clone(), wall, now, u64::from_le_bytes(seed))?;
         let mut wake = 0;
         let mut step = Instant::now();
-        let reachable = self.shared.reachable.lock().clone();
-        for device in reachable {
+        for device in self.shared.met.all() {
             wake = self.tell(&mut machine, Event::Connected(device))?;
         }
         loop {
@@ -400,15 +400,14 @@ impl Replicator {
                 }
                 Ok(Msg::Profile(device, quota, zone)) => {
                     self.profiles.set(device, quota, &zone);
+                    self.shared.met.said(&device);
                     continue;
                 }
                 Ok(Msg::Reachable(device, true)) => {
-                    self.shared.reachable.lock().insert(device);
                     self.offer(device);
                     Event::Connected(device)
                 }
                 Ok(Msg::Reachable(device, false)) => {
-                    self.shared.reachable.lock().remove(&device);
                     self.answers.retain(|(from, _), _| *from != device);
                     Event::Disconnected(device)
                 }

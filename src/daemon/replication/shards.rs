@@ -3,14 +3,13 @@
 //! Invariant: what leaves was checked against its id; a record that a member shows is only believed as far as what is made with it. No
 //! call waits longer than its deadline.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
 
+use super::met::Met;
 use crate::base::{BlockId, DeviceId};
 use crate::daemon::network::SharedNode;
 use crate::replica::erasure::{self, Group};
@@ -32,8 +31,7 @@ const THERE_WITHIN: Duration = Duration::from_secs(10);
 pub(in crate::daemon) struct Shards {
     pub(super) store: Arc<SqliteStore>,
     pub(super) node: Arc<SharedNode>,
-    /// Members that can be asked.
-    pub(super) reachable: Mutex<HashSet<DeviceId>>,
+    pub(super) met: Arc<Met>,
 }
 
 impl Shards {
@@ -41,7 +39,7 @@ impl Shards {
         Arc::new(Self {
             store: Arc::clone(store),
             node: Arc::clone(node),
-            reachable: Mutex::default(),
+            met: Arc::default(),
         })
     }
 
@@ -64,8 +62,7 @@ impl Shards {
     /// Whether a member that can be reached is known to have a block.
     pub(super) fn is_near(&self, block: &BlockId) -> bool {
         let holders = self.store.replicas(block).unwrap_or_default();
-        let reachable = self.reachable.lock();
-        holders.iter().any(|replica| reachable.contains(&replica.holder))
+        self.met.any(holders.iter().map(|replica| replica.holder))
     }
 
     /// The block: from here, from those that have it, or made again.
@@ -164,7 +161,7 @@ impl Shards {
             }
             tried.push(group);
         }
-        let members: Vec<DeviceId> = self.reachable.lock().iter().copied().collect();
+        let members: Vec<DeviceId> = self.met.all().into_iter().collect();
         let (tell, told) = bounded(members.len());
         let within = deadline.min(Instant::now() + WHICH_WITHIN);
         let body: Bytes = Said::Which(*block).encode().into();

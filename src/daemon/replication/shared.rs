@@ -2,7 +2,7 @@
 //!
 //! Invariant: what has to be named again is remembered in the store before whoever caused it goes on, so that no restart forgets it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
+use super::met::Met;
 use super::{Msg, Replication};
-use crate::base::{BlockId, DeviceId};
+use crate::base::BlockId;
 use crate::replica::message::{Event, Retained};
 use crate::store::{Number, ReplicaChange, ReplicaStore, SqliteStore};
 use crate::volume::{Marked, Needs, Retention};
@@ -44,14 +45,13 @@ pub(super) struct Shared {
     pub(super) sent: AtomicU64,
     /// Bytes a second that they took lately.
     pub(super) rate: AtomicU64,
-    /// Members that can be asked.
-    pub(super) reachable: Mutex<HashSet<DeviceId>>,
+    pub(super) met: Arc<Met>,
     pub(super) ending: AtomicBool,
 }
 
 impl Shared {
     /// With what the store remembers. After an unclean stop everything is named anew, and so it is when the settings changed.
-    pub(super) fn new(store: &Arc<SqliteStore>, default: u8) -> Self {
+    pub(super) fn new(store: &Arc<SqliteStore>, met: &Arc<Met>, default: u8) -> Self {
         let number = |number| store.number(number).unwrap_or(0);
         let named_before = number(Number::Mark) > 0 && number(Number::Wanted) == u64::from(default) + 1;
         let unnamed = store.opened_unclean() || !named_before || number(Number::Unnamed) > 0;
@@ -65,7 +65,7 @@ impl Shared {
             wishes: AtomicBool::new(number(Number::Wishes) > 0),
             sent: AtomicU64::new(0),
             rate: AtomicU64::new(0),
-            reachable: Mutex::default(),
+            met: Arc::clone(met),
             ending: AtomicBool::new(false),
             store: Arc::clone(store),
         }
@@ -127,10 +127,10 @@ impl Shared {
         }
     }
 
-    /// Whether all that the volume stored was taken.
+    /// Whether all that the volume stored was taken, and every member that was just met had the time to say what it offers.
     pub(super) fn is_settled(&self) -> bool {
         let naming = self.naming.load(Ordering::Acquire);
-        self.stored.lock().is_empty() && !naming && !self.is_naming_due()
+        self.stored.lock().is_empty() && !naming && !self.is_naming_due() && !self.met.is_greeting()
     }
 
     /// Takes what the volume stored since the last time, in parts.
