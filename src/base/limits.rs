@@ -30,3 +30,16 @@ pub const FETCH_TIMEOUT_SECS: u64 = 30;
 
 /// Most replicas of a block that can be wished for.
 pub const REPLICAS_MAX: u8 = 16;
+
+/// Longest key of a map, in bytes: a directory's id and a name, and room for what may come.
+pub const MAP_KEY_MAX: usize = 512;
+
+/// Longest value of a map, in bytes: a small file's content, several extended attributes of the 64 KiB that Linux allows, or the places of a
+/// file with thousands of names. With it and all that comes before it a node stays well below `CHUNK_MAX`.
+pub const MAP_VALUE_MAX: usize = 256 << 10;
+
+/// Deepest map: a node above the leaves has at least seven entries, so this is beyond any volume.
+pub const MAP_DEPTH_MAX: u8 = 16;
+
+/// Most snapshots that one was made from. Two, as things are.
+pub const SNAPSHOT_PARENTS_MAX: usize = 8;

@@ -6,6 +6,7 @@ pub mod codec;
 pub mod ids;
 pub mod limits;
 pub mod names;
+pub mod tree;
 pub mod types;
 pub mod work;
 

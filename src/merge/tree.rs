@@ -2,20 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::base::types::{FileKind, Timestamp};
+pub use crate::base::tree::{Meta, Place, ROOT};
+use crate::base::types::FileKind;
 use crate::base::{DeviceId, FileId};
-
-/// The root directory. It has no node: nothing about it is merged.
-pub const ROOT: FileId = FileId([0; 16]);
-
-/// A name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// The directory.
-    pub parent: FileId,
-    /// The name, as the mount shows it.
-    pub name: Box<[u8]>,
-}
 
 /// A version of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,19 +41,6 @@ impl Content {
             _ => self == other,
         }
     }
-}
-
-/// What a node has besides its content.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Meta {
-    /// Permission bits, 0o7777.
-    pub mode: u32,
-    /// User and group.
-    pub owner: (u32, u32),
-    /// Last change of the content.
-    pub mtime: Timestamp,
-    /// Extended attributes.
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
 /// A file, directory or anything else that has names.
