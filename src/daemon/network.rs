@@ -13,14 +13,15 @@ use super::Located;
 use super::admit::Admission;
 use super::keeper::Keeper;
 use crate::base::clock::{Clock, SystemClock};
-use crate::base::{BlockId, DeviceId, RootId};
+use crate::base::{BlockId, DeviceId, RootId, VolumeId};
 use crate::control::{Failure, Network, Peer};
 use crate::folder::config::NetworkConfig;
 use crate::folder::state::{Keyring, StateDir};
-use crate::keys::{AdminAddress, DeviceKey, GroupKey, Role, Ticket};
+use crate::keys::{AdminAddress, DeviceKey, GroupKey, Head, Role, Ticket};
 use crate::node::partner::{Done, Partner};
 use crate::node::{
-    Identity, Member, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo, StateFile,
+    HeadListener, Identity, Member, Members, Node, NodeConfig, NodeError, NodeParts, NodeState, PeerInfo,
+    PublishError, StateFile,
 };
 use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
@@ -52,6 +53,26 @@ impl SharedNode {
     pub(super) fn set_partner(&self, partner: Arc<dyn Partner>) {
         if let Some(node) = self.0.read().as_ref() {
             node.set_partner(partner);
+        }
+    }
+
+    /// See [`Node::publish_head`].
+    pub(super) fn publish_head(&self, head: &Head) -> Result<(), PublishError> {
+        let node = self.0.read();
+        node.as_ref()
+            .map_or(Err(PublishError::Gone), |node| node.publish_head(head))
+    }
+
+    /// See [`Node::heads`]; none after the node has ended.
+    pub(super) fn heads(&self, volume: &VolumeId) -> Vec<Head> {
+        let node = self.0.read();
+        node.as_ref().map(|node| node.heads(volume)).unwrap_or_default()
+    }
+
+    /// See [`Node::set_head_listener`].
+    pub(super) fn set_head_listener(&self, listener: Arc<dyn HeadListener>) {
+        if let Some(node) = self.0.read().as_ref() {
+            node.set_head_listener(listener);
         }
     }
 

@@ -4,6 +4,7 @@
 //! Secrets are wiped when dropped and never printed. Called by `object`, `folder`, `volume`, `node`, `daemon`.
 
 pub mod certificate;
+pub mod head;
 mod identity;
 pub mod invitation;
 pub mod key_file;
@@ -14,6 +15,7 @@ pub mod statement;
 mod volume;
 
 pub use certificate::{Certificate, CertificateError, Membership, Role};
+pub use head::Head;
 pub use identity::{DeviceKey, GroupKey, device_id, group_id, verify};
 pub use invitation::{AdminAddress, Invitation, InvitationError, InvitationId, Ticket, TicketError};
 pub use presence::Presence;

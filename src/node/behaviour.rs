@@ -183,7 +183,7 @@ fn kademlia(local: &Arc<Local>, peer: libp2p::PeerId) -> kad::Behaviour<Records>
         config.set_replication_factor(few);
     }
     let records = Records::new(peer, local.identity.group_public, Arc::clone(&local.clock));
-    let records = records.with(&local.members);
+    let records = records.with(&local.members, &local.heads);
     let mut kad = kad::Behaviour::with_config(peer, records, config);
     // In a home network nobody confirms an external address, and a node would remain a client for ever.
     kad.set_mode(Some(Mode::Server));

@@ -14,6 +14,7 @@ use crate::store::CheckedBlock;
 
 use super::find::Find;
 use super::frame::{Frame, Gift};
+use super::head_news::{HeadNews, Place};
 
 /// Bytes of blocks that a peer may send here before it needs more credit: 64 average blocks.
 pub(super) const WINDOW: u32 = 20 << 20;
@@ -71,6 +72,8 @@ pub(super) enum Ask {
     Found([u8; 16], Vec<BlockId>),
     /// Wants keys beyond this epoch, and the root secret or not.
     Keys(u32, bool),
+    /// Tells it of heads.
+    Heads(HeadNews),
 }
 
 /// What the peer said.
@@ -98,6 +101,8 @@ pub(super) enum Reply {
     Seen(Vec<u8>),
     /// Keys, not checked yet.
     Keys(Gift),
+    /// It knows other heads than we do, these.
+    Heads(Vec<Place>),
 }
 
 enum Pending {
@@ -122,10 +127,11 @@ pub(super) struct Client {
     window: u32,
     /// Bytes received since credit was last granted.
     consumed: u32,
-    /// How often our roster, our presence were shown and keys were asked for: as often they may be answered.
+    /// How often our roster, our presence, the digest of heads were shown and keys were asked for: as often they may be answered.
     shown: u32,
     present: u32,
     keys: u32,
+    heads: u32,
 }
 
 impl Client {
@@ -144,6 +150,7 @@ impl Client {
             shown: 0,
             present: 0,
             keys: 0,
+            heads: 0,
         }
     }
 
@@ -204,6 +211,11 @@ impl Client {
             Ask::Keys(newest, root) => {
                 self.keys = self.keys.saturating_add(1);
                 vec![Frame::KeysWanted { newest, root }]
+            }
+            Ask::Heads(news) => {
+                let answered = matches!(news, HeadNews::Digest(_));
+                self.heads = self.heads.saturating_add(u32::from(answered));
+                vec![Frame::Heads(news)]
             }
         }
     }
@@ -290,6 +302,10 @@ impl Client {
                 spend(&mut self.keys)?;
                 Some(Reply::Keys(gift))
             }
+            Frame::Heads(HeadNews::Known(known)) => {
+                spend(&mut self.heads)?;
+                Some(Reply::Heads(known))
+            }
             Frame::Hello { .. }
             | Frame::Roster { .. }
             | Frame::Statements { .. }
@@ -302,6 +318,7 @@ impl Client {
             | Frame::Provide { .. }
             | Frame::Find(_)
             | Frame::Found { .. }
+            | Frame::Heads(_)
             | Frame::Spent { .. } => {
                 return Err(Violation("a request on the answering side of a stream"));
             }

@@ -31,6 +31,8 @@ pub(super) enum Query {
     OwnRecord,
     Addresses([u8; 32]),
     Roster,
+    OwnHead,
+    Head,
 }
 
 impl Actor {
@@ -158,6 +160,10 @@ impl Actor {
                     tracing::warn!("the DHT gave a record of the roster that is not valid: {e}");
                 }
             }
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Head)) => {
+                self.head_found(&found.record);
+            }
+            (QueryResult::PutRecord(result), Some(Query::OwnHead)) => self.heads.published(result.is_ok()),
             (QueryResult::PutRecord(Err(e)), Some(Query::OwnRecord)) => {
                 tracing::debug!("this device's addresses reached no other member: {e}");
                 self.record_due = Some(Instant::now() + RECORD_RETRY);

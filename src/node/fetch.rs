@@ -298,7 +298,12 @@ impl Engine {
                 }
             }
             // Not about blocks that are wanted.
-            Reply::Done(..) | Reply::NotDone(..) | Reply::Known(_) | Reply::Seen(_) | Reply::Keys(_) => {}
+            Reply::Done(..)
+            | Reply::NotDone(..)
+            | Reply::Known(_)
+            | Reply::Seen(_)
+            | Reply::Keys(_)
+            | Reply::Heads(_) => {}
         }
     }
 

@@ -18,6 +18,7 @@ use crate::keys::statement::{STATEMENT_MAX, StatementId};
 use super::announce::BATCH;
 pub use super::error_code::Code;
 use super::find::{FIND_MAX, Find, IDS_MAX, decode_ids, encode_ids};
+use super::head_news::{HEAD_NEWS_MAX, HeadNews};
 use super::join_message::PAYLOAD_MAX;
 
 /// Version of the frames, shown in HELLO.
@@ -60,6 +61,7 @@ const SAID: u8 = 22;
 const PROVIDE: u8 = 23;
 const FIND: u8 = 24;
 const FOUND: u8 = 25;
+const HEADS: u8 = 26;
 
 /// Keys on their way to a member: wiped when dropped, never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -218,6 +220,8 @@ pub enum Frame {
         /// The blocks.
         ids: Vec<BlockId>,
     },
+    /// What the sender tells of heads.
+    Heads(HeadNews),
     /// A message of the sender's replication to ours.
     Say {
         /// Request id.
@@ -270,6 +274,7 @@ impl Head {
             PROVIDE => 2 + BATCH * 32,
             FIND => FIND_MAX,
             FOUND => 16 + 2 + IDS_MAX * 32,
+            HEADS => HEAD_NEWS_MAX,
             _ => return Err(DecodeError::Invalid("unknown kind of frame")),
         };
         let body_len = len
@@ -400,6 +405,7 @@ impl Frame {
                 search: r.array()?,
                 ids: decode_ids(&mut r)?,
             },
+            HEADS => Self::Heads(HeadNews::decode(&mut r)?),
             PRESENCE => Self::Presence {
                 presence: r.bytes16(PRESENCE_MAX)?.to_vec(),
             },
@@ -536,6 +542,10 @@ impl Frame {
                 w.raw(search);
                 encode_ids(ids, &mut w);
                 FOUND
+            }
+            Self::Heads(news) => {
+                news.encode(&mut w);
+                HEADS
             }
             Self::Presence { presence } => {
                 w.bytes16(presence);

@@ -22,6 +22,7 @@ use super::bans::{Bans, Terms};
 use super::exchange::ToExchange;
 use super::fetch_events::LinkId;
 use super::find::Searches;
+use super::heads::Heads;
 use super::members::Members;
 use super::partner::Partner;
 use super::peers::PeerInfo;
@@ -47,6 +48,8 @@ pub(super) struct Local {
     pub(super) group: GroupId,
     /// Who belongs to it.
     pub(super) members: Arc<Members>,
+    /// The newest snapshots of those who write.
+    pub(super) heads: Arc<Heads>,
     /// Where blocks are.
     pub(super) store: Arc<dyn BlockStore>,
     /// What time it is.

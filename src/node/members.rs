@@ -229,6 +229,16 @@ impl Members {
         matches!(self.inner.lock().roster.standing(device), Standing::Removed(_))
     }
 
+    /// Whether a device may write; none if the roster does not know it.
+    pub(super) fn writes(&self, device: &DeviceId) -> Option<bool> {
+        let may = |certificate: &Certificate| certificate.membership().role >= Role::Writer;
+        match self.inner.lock().roster.standing(device) {
+            Standing::Member(certificate) => Some(may(certificate)),
+            Standing::Removed(_) | Standing::Unvouched => Some(false),
+            Standing::Unknown => (*device == self.own).then(|| may(&self.certificate)),
+        }
+    }
+
     /// A hash of the roster.
     pub(super) fn digest(&self) -> [u8; 32] {
         self.inner.lock().roster.digest()

@@ -4,7 +4,7 @@
 //! answered before (`gate`, `gated`). Blocks move over `/dfs/GROUP/block/1`: `frame` is its binary form, `client` and `server` are its two
 //! sides as state machines, `link` and `serve` the tasks that carry them out, `fetch` decides whom to ask and `exchange` carries that
 //! out. `swarm` (with `dht`) is the one task that owns the libp2p swarm. New members come in through `join` and `admit`; who belongs, and
-//! who no more, is in `members`, and `news` carries it from one member to the next.
+//! who no more, is in `members`, whose tree is where in `heads`, and `news` carries both from one member to the next.
 //!
 //! The daemon starts a node and plugs it into the store as its `Fetch`. See `docs/protocol.md`.
 
@@ -27,6 +27,10 @@ pub mod frame;
 mod gate;
 mod gated;
 mod handshake;
+mod head_book;
+pub mod head_news;
+mod head_records;
+pub mod heads;
 pub mod join;
 pub mod join_message;
 mod ledger;
@@ -81,6 +85,7 @@ mod tests;
 
 pub use admit::Admit;
 pub use config::{DEFAULT_PORT, NodeConfig, NodeError};
+pub use heads::{HeadListener, PublishError};
 pub use join::{JoinError, Joined, join};
 pub use local::Identity;
 pub use members::{Keys, Member, Members};

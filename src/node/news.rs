@@ -1,7 +1,7 @@
-//! What the two sides of a connection tell each other of the group, beside blocks: rosters, presences, keys.
+//! What the two sides of a connection tell each other of the group, beside blocks: rosters, presences, keys, heads.
 //!
 //! Digests first, then what the other one lacks: each side shows its digest on the stream that it opened, gets the names of the statements
-//! that the other has, and pushes those beyond. Invariant: a connection whose peer the roster no longer allows, or allows something else
+//! that the other has, and pushes those beyond; with heads likewise, and new ones at once. Invariant: a connection whose peer the roster no longer allows, or allows something else
 //! than when it began, ends here, on both of its streams, as soon as the roster says so. Used by `link` and `serve`.
 
 use std::sync::Arc;
@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
+use crate::base::DeviceId;
 use crate::keys::Certificate;
 use crate::keys::certificate::Membership;
+use crate::keys::head::HEAD_LEN;
 
 use super::client::{Ask, Reply};
 use super::frame::{Frame, Gift, STATEMENTS_AT_ONCE};
 use super::handshake::Peer;
+use super::head_news::{HEADS_AT_ONCE, HeadNews};
 use super::local::Local;
 
 /// How often it is seen whether keys are missing.
@@ -24,6 +27,8 @@ const TICK: Duration = Duration::from_secs(15);
 const SHOWN_AGAIN: u32 = 4;
 /// Changes of the roster are collected for this long before its digest is shown.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Heads that come this soon one after the other are told together.
+const HEADS_SETTLE: Duration = Duration::from_millis(50);
 /// Frames of this kind that a peer may send at once, and per second on average.
 const BURST: f64 = 128.0;
 const RATE: f64 = 40.0;
@@ -32,7 +37,12 @@ const RATE: f64 = 40.0;
 pub(super) struct Teller {
     local: Arc<Local>,
     watch: Watch,
+    device: DeviceId,
     certificate: Certificate,
+    heads: watch::Receiver<u64>,
+    /// Up to which version of the heads the peer was told, and before when it is told no more.
+    heads_told: u64,
+    heads_next: tokio::time::Instant,
     tick: Interval,
     ticks: u32,
 }
@@ -45,7 +55,11 @@ impl Teller {
         Self {
             local: Arc::clone(local),
             watch: Watch::new(local, peer),
+            device: peer.device,
             certificate: peer.certificate.clone(),
+            heads: local.heads.subscribe(),
+            heads_told: local.heads.version(),
+            heads_next: tokio::time::Instant::now(),
             tick,
             ticks: 0,
         }
@@ -55,6 +69,12 @@ impl Teller {
     pub(super) async fn next(&mut self) -> Result<Vec<Ask>, String> {
         let members = &self.local.members;
         let mut asks = Vec::new();
+        let heads = async {
+            tokio::time::sleep_until(self.heads_next).await;
+            if self.heads.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             changed = self.watch.changed() => {
                 changed?;
@@ -66,12 +86,19 @@ impl Teller {
                 if self.ticks.is_multiple_of(SHOWN_AGAIN) {
                     asks.push(Ask::Presence(members.presence()));
                     asks.push(Ask::Roster(members.digest()));
+                    asks.push(Ask::Heads(HeadNews::Digest(self.local.heads.digest())));
                 }
                 if self.ticks == SHOWN_AGAIN {
                     let (local, certificate) = (Arc::clone(&self.local), self.certificate.clone());
                     tokio::task::spawn_blocking(move || local.members.adopt(&certificate));
                 }
                 self.ticks = self.ticks.wrapping_add(1);
+            }
+            () = heads => {
+                let (new, told) = self.local.heads.since(self.heads_told, &self.device);
+                self.heads_told = told;
+                self.heads_next = tokio::time::Instant::now() + HEADS_SETTLE;
+                asks.extend(newer(&new));
             }
         }
         if let Some((newest, root)) = members.keys_wanted(self.watch.member.role) {
@@ -99,9 +126,18 @@ impl Teller {
                 }
                 Ok(Vec::new())
             }
+            Reply::Heads(known) => Ok(newer(&local.heads.beyond(known))),
             other => Err(Ok(other)),
         }
     }
+}
+
+/// Heads in as many messages as it takes.
+fn newer(heads: &[[u8; HEAD_LEN]]) -> Vec<Ask> {
+    let batches = heads.chunks(HEADS_AT_ONCE);
+    batches
+        .map(|batch| Ask::Heads(HeadNews::Newer(batch.to_vec())))
+        .collect()
 }
 
 async fn blocking<E: Send + 'static>(
@@ -222,6 +258,7 @@ pub(super) fn answer(
         Frame::KeysWanted { newest, root } => members
             .give(shown, newest, root)
             .map(|gift| Frame::Keys { gift: Gift(gift) }),
+        Frame::Heads(news) => local.heads.answer(news, shown)?.map(Frame::Heads),
         _ => None,
     })
 }

@@ -96,6 +96,12 @@ impl Actor {
         if let Some(bytes) = self.local.members.take_unsaved() {
             files.push((StateFile::Presences, bytes));
         }
+        if (ending || self.heads.may_save(Instant::now()))
+            && let Some(bytes) = self.local.heads.take_unsaved()
+        {
+            self.heads.saved(Instant::now());
+            files.push((StateFile::Heads, bytes));
+        }
         let due = ending || self.announced_saved.elapsed() >= SAVE;
         if due && std::mem::take(&mut self.announced_changed) {
             self.announced_saved = Instant::now();

@@ -1,8 +1,8 @@
 //! What this node stores for the DHT: members' address records and provider records, in memory, under bounds of our own.
 //!
 //! Kademlia's own memory store counts everybody's records against one small limit and drops expired ones only when asked for them; this
-//! one bounds what each peer may leave here, and sweeps. Invariant: a value is stored only if it is a valid [`AddressRecord`]; the roster is not
-//! stored at all, but merged into what this node knows, which is what it answers with; providers
+//! one bounds what each peer may leave here, and sweeps. Invariant: a value is stored only if it is a valid [`AddressRecord`]; the roster and heads
+//! are not stored at all, but merged into what this node knows, which is what it answers with; providers
 //! come from authenticated members only (`gated`), for themselves only (Kademlia checks the source).
 
 use std::borrow::Cow;
@@ -15,8 +15,10 @@ use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 
 use crate::base::clock::Clock;
+use crate::keys::head::HEAD_LEN;
 
 use super::address_record::{AddressRecord, RECORD_MAX};
+use super::heads::Heads;
 use super::members::Members;
 use super::peers::{ADDRESSES_MAX, PEERS_MAX};
 
@@ -41,6 +43,8 @@ pub(super) struct Records {
     clock: Arc<dyn Clock>,
     /// Whose roster is kept under its own key: always as this node knows it.
     members: Option<(RecordKey, Arc<Members>)>,
+    /// The heads that this node knows, each under its own key.
+    heads: Option<Arc<Heads>>,
     values: HashMap<RecordKey, Record>,
     providers: HashMap<RecordKey, Vec<ProviderRecord>>,
     per_peer: HashMap<PeerId, Account>,
@@ -62,6 +66,7 @@ impl Records {
             group_public,
             clock,
             members: None,
+            heads: None,
             values: HashMap::new(),
             providers: HashMap::new(),
             per_peer: HashMap::new(),
@@ -70,8 +75,9 @@ impl Records {
         }
     }
 
-    /// Also keeps the roster of these.
-    pub(super) fn with(mut self, members: &Arc<Members>) -> Self {
+    /// Also keeps the roster of these, and these heads.
+    pub(super) fn with(mut self, members: &Arc<Members>, heads: &Arc<Heads>) -> Self {
+        self.heads = Some(Arc::clone(heads));
         self.members = Some((RecordKey::new(&members.record_key()), Arc::clone(members)));
         self
     }
@@ -123,7 +129,10 @@ impl RecordStore for Records {
     fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
         match self.roster(key) {
             Some(members) => Some(Cow::Owned(Record::new(key.clone(), members.record()))),
-            None => self.values.get(key).map(Cow::Borrowed),
+            None => match self.heads.as_ref().and_then(|heads| heads.record(key.as_ref())) {
+                Some(head) => Some(Cow::Owned(Record::new(key.clone(), head))),
+                None => self.values.get(key).map(Cow::Borrowed),
+            },
         }
     }
 
@@ -132,6 +141,12 @@ impl RecordStore for Records {
         self.sweep(now);
         if let Some(members) = self.roster(&record.key) {
             return members.mail(&record.value).map_err(|_| Error::ValueTooLarge);
+        }
+        if let Some(heads) = self.heads.as_ref().filter(|_| record.value.len() == HEAD_LEN) {
+            let taken = heads.mail(record.key.as_ref(), &record.value);
+            if taken.is_ok() {
+                return Ok(());
+            }
         }
         if record.value.len() > RECORD_MAX {
             return Err(Error::ValueTooLarge);

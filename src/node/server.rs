@@ -16,6 +16,7 @@ use crate::keys::invitation::InvitationId;
 use super::client::Violation;
 use super::find::Find;
 use super::frame::{Code, Frame};
+use super::head_news::HeadNews;
 
 /// Requests that a peer may have open on one stream; more are answered BUSY.
 pub(super) const REQUESTS_MAX: u16 = 128;
@@ -55,7 +56,7 @@ pub(super) enum Work {
     Find(Box<Find>),
     /// The peer has blocks that this device may be searching for.
     Found([u8; 16], Vec<BlockId>),
-    /// The peer tells of the group: its roster, statements, its presence, or that it lacks keys.
+    /// The peer tells of the group: its roster, statements, its presence, heads, or that it lacks keys.
     News(Frame),
     /// Send a frame; after a block, call [`Server::written`].
     Send(Frame),
@@ -179,7 +180,8 @@ impl Server {
             Frame::Roster { .. }
             | Frame::Statements { .. }
             | Frame::Presence { .. }
-            | Frame::KeysWanted { .. } => Ok(vec![Work::News(frame)]),
+            | Frame::KeysWanted { .. }
+            | Frame::Heads(HeadNews::Digest(_) | HeadNews::Newer(_)) => Ok(vec![Work::News(frame)]),
             _ => Err(Violation("an answer on the asking side of a stream")),
         }
     }

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::base::clock::Clock;
-use crate::base::{BlockId, DeviceId, GroupId, RootId};
+use crate::base::{BlockId, DeviceId, GroupId, RootId, VolumeId};
+use crate::keys::Head;
 use crate::store::{BlockStore, Fetch, FetchDone, FetchError, Want};
 
 use super::admission::Admissions;
@@ -26,6 +27,7 @@ use super::bans::Bans;
 use super::behaviour::{self, Behaviour};
 use super::config::{NodeConfig, NodeError, multiaddr};
 use super::exchange::{EVENTS, Exchange, ToExchange};
+use super::heads::{HeadListener, Heads, PublishError};
 use super::local::{ABUSE, Command, Identity, Local, keypair};
 use super::members::{Keys, Member, Members};
 use super::partner::{Done, Partner};
@@ -112,13 +114,17 @@ impl Node {
         let (exchange, events) = mpsc::channel(EVENTS);
         let keypair = keypair(&identity.device)?;
         let device = identity.device.id();
+        let group = GroupId(*blake3::hash(&identity.group_public).as_bytes());
+        let own = identity.device.public();
+        let heads = Arc::new(Heads::open(group, own, Arc::clone(&members), &*parts.state));
         let local = Arc::new(Local {
             announced: Mutex::default(),
             searches: Mutex::default(),
             work: Arc::default(),
-            group: GroupId(*blake3::hash(&identity.group_public).as_bytes()),
+            group,
             identity,
             members,
+            heads,
             store: parts.store,
             clock: parts.clock,
             slots: Arc::new(Slots::new()),
@@ -229,6 +235,22 @@ impl Node {
         if self.local.partner.set(Arc::clone(&partner)).is_ok() {
             self.send(ToExchange::Partner(partner));
         }
+    }
+
+    /// Tells all members of a new head of this device: those that are connected at once, others through the DHT and through members that meet
+    /// them later. Returns at once.
+    pub fn publish_head(&self, head: &Head) -> Result<(), PublishError> {
+        self.local.heads.publish(head)
+    }
+
+    /// The newest known head of each device that writes to the volume, this one among them.
+    pub fn heads(&self, volume: &VolumeId) -> Vec<Head> {
+        self.local.heads.of(volume)
+    }
+
+    /// Says who hears of new heads from now on. Once; what is known before is in [`Node::heads`].
+    pub fn set_head_listener(&self, listener: Arc<dyn HeadListener>) {
+        self.local.heads.set_listener(listener);
     }
 
     fn send(&self, event: ToExchange) {

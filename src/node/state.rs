@@ -20,6 +20,8 @@ pub enum StateFile {
     Presences,
     /// Files announced in the DHT. Losing it costs announcing them again.
     Announced,
+    /// The newest heads of all who write. Losing it costs hearing of them again, if somebody who knows is ever met.
+    Heads,
 }
 
 impl StateFile {
@@ -32,6 +34,7 @@ impl StateFile {
             Self::Sequence => "sequence",
             Self::Presences => "presences",
             Self::Announced => "announced",
+            Self::Heads => "heads",
         }
     }
 }

@@ -26,6 +26,7 @@ use super::config::multiaddr;
 use super::dht::{QUERIES, Query};
 use super::exchange::ToExchange;
 use super::gate::{GateEvent, Opened, Protocol};
+use super::head_records::HeadSchedule;
 use super::local::{Command, Local, device_of, peer_of, public_of};
 use super::peers::{Book, Target};
 use super::relays::Relays;
@@ -83,6 +84,7 @@ pub(super) struct Actor {
     /// When the roster is next exchanged through the DHT.
     pub(super) roster_due: Instant,
     pub(super) relays: Relays,
+    pub(super) heads: HeadSchedule,
 }
 
 impl Actor {
@@ -117,6 +119,7 @@ impl Actor {
             roster,
             roster_due: Instant::now(),
             relays: Relays::new(relay),
+            heads: HeadSchedule::new(Instant::now()),
         }
     }
 
@@ -273,7 +276,8 @@ impl Actor {
     }
 
     async fn on_tick(&mut self) {
-        if self.roster.has_changed().unwrap_or(false) {
+        let roster_changed = self.roster.has_changed().unwrap_or(false);
+        if roster_changed {
             self.roster.mark_unchanged();
             let members = Arc::clone(&self.local.members);
             self.book.retain(|device| !members.is_removed(device));
@@ -283,6 +287,7 @@ impl Actor {
             let members = Arc::clone(&self.local.members);
             tokio::task::spawn_blocking(move || members.open_mail());
         }
+        self.tend_heads(roster_changed);
         self.dial_due();
         self.count_absent().await;
         self.tend_relays(Instant::now());
@@ -292,6 +297,7 @@ impl Actor {
             if self.roster_due <= Instant::now() && self.queries.len() < QUERIES {
                 self.exchange_roster();
             }
+            self.exchange_heads(Instant::now());
         }
         if self.record_due.is_some_and(|at| at <= Instant::now()) {
             self.publish_record();
