@@ -124,6 +124,24 @@ impl BlockId {
     }
 }
 
+/// How an id begins that was not drawn but follows from something.
+const DERIVED: [u8; 4] = *b"copy";
+
+impl FileId {
+    /// The id that follows from a hash.
+    pub fn derived(hash: &[u8; 32]) -> Self {
+        let mut id = [0; Self::LEN];
+        id[..DERIVED.len()].copy_from_slice(&DERIVED);
+        id[DERIVED.len()..].copy_from_slice(&hash[..Self::LEN - DERIVED.len()]);
+        Self(id)
+    }
+
+    /// Whether the id may follow from a hash, so that somebody may look for it who never met the file. True of one drawn in 2^32 as well.
+    pub fn is_derived(&self) -> bool {
+        self.0.starts_with(&DERIVED)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,7 +38,7 @@ impl Past {
         let mut tree = self.0[&first].1.clone();
         for other in common {
             let below = self.base(first, other);
-            let edits = merge(&below, &below.edits_to(&tree), &below.edits_to(&self.0[&other].1));
+            let edits = merge(&below, &below.edits_to(&tree), &below.edits_to(&self.0[&other].1)).unwrap();
             tree = below;
             tree.apply(&edits);
         }
@@ -59,7 +59,7 @@ impl Past {
         }
         let base = self.base(own, other);
         let (left, right) = (&self.0[&own].1, &self.0[&other].1);
-        let edits = merge(&base, &base.edits_to(left), &base.edits_to(right));
+        let edits = merge(&base, &base.edits_to(left), &base.edits_to(right)).unwrap();
         let mut tree = base;
         tree.apply(&edits);
         check(&tree);

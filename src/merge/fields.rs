@@ -12,8 +12,15 @@ const COPY_CONTEXT: &str = "dfs 2026 v1 id of a conflict copy";
 pub(super) struct Merged {
     /// It, or that it is gone.
     pub(super) node: Option<Node>,
-    /// What the other side wrote, as a file of its own.
-    pub(super) copy: Option<(FileId, Node)>,
+    /// What the other side wrote.
+    pub(super) copy: Option<Copy>,
+}
+
+/// A version that lost and is to be kept as a file of its own.
+pub(super) struct Copy {
+    of: FileId,
+    loser: Node,
+    beside: Place,
 }
 
 /// Merges a node: as it was, and as it is on either side.
@@ -63,9 +70,11 @@ fn both(id: &FileId, base: Option<&Node>, left: &Node, right: &Node) -> Merged {
             .collect(),
         false => places,
     };
-    let copy = loser
-        .zip(places.first())
-        .map(|(loser, place)| copy(id, loser, place));
+    let copy = loser.zip(places.first()).map(|(loser, place)| Copy {
+        of: *id,
+        loser: loser.clone(),
+        beside: place.clone(),
+    });
     let node = Node {
         places,
         content,
@@ -77,30 +86,33 @@ fn both(id: &FileId, base: Option<&Node>, left: &Node, right: &Node) -> Merged {
     }
 }
 
-/// The file that keeps what lost. Its id follows from what it is, so that whoever merges the same finds the same.
-fn copy(id: &FileId, loser: &Node, beside: &Place) -> (FileId, Node) {
-    let mut hasher = blake3::Hasher::new_derive_key(COPY_CONTEXT);
-    hasher.update(&id.0);
-    match &loser.content {
-        Content::File(Version { hash, .. }) => hasher.update(b"file").update(hash),
-        Content::Symlink(target) => hasher.update(b"link").update(target),
-        Content::Special(kind, number) => hasher
-            .update(format!("{kind:?}").as_bytes())
-            .update(&number.to_le_bytes()),
-        Content::Directory => hasher.update(b"directory"),
-    };
-    let mut copy = FileId([0; 16]);
-    copy.0.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-    let name = conflict_name(&beside.name, &loser.content, &copy.0, 8);
-    let place = Place {
-        parent: beside.parent,
-        name,
-    };
-    let node = Node {
-        places: BTreeSet::from([place]),
-        ..loser.clone()
-    };
-    (copy, node)
+impl Copy {
+    /// The file that keeps what lost. Its id follows from what it is, so that whoever merges the same finds the same; and from a number, for when
+    /// that id is taken by what was made of an earlier copy.
+    pub(super) fn file(&self, number: u32) -> (FileId, Node) {
+        let loser = &self.loser;
+        let mut hasher = blake3::Hasher::new_derive_key(COPY_CONTEXT);
+        hasher.update(&self.of.0).update(&number.to_le_bytes());
+        match &loser.content {
+            Content::File(Version { hash, .. }) => hasher.update(b"file").update(hash),
+            Content::Symlink(target) => hasher.update(b"link").update(target),
+            Content::Special(kind, number) => hasher
+                .update(format!("{kind:?}").as_bytes())
+                .update(&number.to_le_bytes()),
+            Content::Directory => hasher.update(b"directory"),
+        };
+        let copy = FileId::derived(hasher.finalize().as_bytes());
+        let name = conflict_name(&self.beside.name, &loser.content, &copy.0, 8);
+        let place = Place {
+            parent: self.beside.parent,
+            name,
+        };
+        let node = Node {
+            places: BTreeSet::from([place]),
+            ..loser.clone()
+        };
+        (copy, node)
+    }
 }
 
 /// One field: whoever changed it; where both did, the greater.

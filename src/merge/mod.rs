@@ -26,19 +26,22 @@ use crate::base::FileId;
 use fields::Merged;
 use shape::Shape;
 
-/// What `left` and `right`, both changes of `base`, make of it together. Costs what they changed, not what there is.
-pub fn merge(base: &dyn Tree, left: &Edits, right: &Edits) -> Edits {
+/// What `left` and `right`, both changes of `base`, make of it together. Costs what they changed, not what there is. Fails only where `base` does.
+pub fn merge<T: Tree + ?Sized>(base: &T, left: &Edits, right: &Edits) -> Result<Edits, T::Error> {
     let mut shape = Shape::new(base, left, right);
+    let mut copies = Vec::new();
     let ids: BTreeSet<&FileId> = left.keys().chain(right.keys()).collect();
     for id in ids {
-        let before = base.node(id);
+        let before = base.node(id)?;
         let side = |edits: &Edits| edits.get(id).map_or_else(|| before.clone(), Clone::clone);
         let Merged { node, copy } = fields::merge(id, before.as_ref(), side(left), side(right));
         shape.set(*id, node);
-        if let Some((id, copy)) = copy {
-            shape.set(id, Some(copy));
-        }
+        copies.extend(copy);
     }
-    shape.settle();
+    // Once all else is known: what became of an earlier copy is not to be overwritten.
+    for copy in copies {
+        shape.keep(&copy)?;
+    }
+    shape.settle()?;
     shape.into_edits()
 }

@@ -1,24 +1,27 @@
 //! The merged nodes as a tree again: needed directories are there, none is inside itself, every name is somebody's alone.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::fields::Copy;
 use super::names::conflict_name;
 use super::tree::{Content, Edits, Node, Place, ROOT, Tree};
 use crate::base::FileId;
+use crate::base::types::FileKind;
 
 /// Digits of a conflict name: more when that name is taken by something else.
 const DIGITS: [usize; 3] = [8, 16, 32];
 
 /// A tree under repair: changes over a base.
-pub(super) struct Shape<'a> {
-    base: &'a dyn Tree,
+pub(super) struct Shape<'a, T: Tree + ?Sized> {
+    base: &'a T,
     left: &'a Edits,
     right: &'a Edits,
     now: Edits,
 }
 
-impl<'a> Shape<'a> {
-    pub(super) fn new(base: &'a dyn Tree, left: &'a Edits, right: &'a Edits) -> Self {
+impl<'a, T: Tree + ?Sized> Shape<'a, T> {
+    pub(super) fn new(base: &'a T, left: &'a Edits, right: &'a Edits) -> Self {
         Self {
             base,
             left,
@@ -31,44 +34,74 @@ impl<'a> Shape<'a> {
         self.now.insert(id, node);
     }
 
-    pub(super) fn into_edits(mut self) -> Edits {
-        let base = self.base;
-        self.now.retain(|id, node| base.node(id) != *node);
-        self.now
+    /// Has a version that lost in the tree, if it is not there already: under the first of its ids that nothing else has.
+    pub(super) fn keep(&mut self, copy: &Copy) -> Result<(), T::Error> {
+        for number in 0.. {
+            let (id, file) = copy.file(number);
+            match self.node(&id)? {
+                Some(there) if !there.content.reads_as(&file.content) => {}
+                Some(_) => break,
+                None => {
+                    self.now.insert(id, Some(file));
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_edits(self) -> Result<Edits, T::Error> {
+        let mut edits = Edits::new();
+        for (id, node) in self.now {
+            if self.base.node(&id)? != node {
+                edits.insert(id, node);
+            }
+        }
+        Ok(edits)
     }
 
     /// Repairs until nothing is wrong.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn settle(&mut self) -> Result<(), T::Error> {
         loop {
-            self.revive();
-            if !self.break_cycle() && !self.resolve_names() {
-                return;
+            self.revive()?;
+            if !self.break_cycle()? && !self.resolve_names()? {
+                return Ok(());
             }
         }
     }
 
-    fn node(&self, id: &FileId) -> Option<Node> {
-        self.now.get(id).cloned().unwrap_or_else(|| self.base.node(id))
+    fn node(&self, id: &FileId) -> Result<Option<Node>, T::Error> {
+        match self.now.get(id) {
+            Some(node) => Ok(node.clone()),
+            None => self.base.node(id),
+        }
     }
 
-    fn parent(&self, id: &FileId) -> Option<FileId> {
-        Some(self.node(id)?.places.first()?.parent)
+    fn parent(&self, id: &FileId) -> Result<Option<FileId>, T::Error> {
+        let node = self.node(id)?;
+        Ok(node.and_then(|node| Some(node.places.first()?.parent)))
+    }
+
+    /// Who has a name in the base and still is what it was there.
+    fn unchanged_at(&self, place: &Place) -> Result<Option<FileId>, T::Error> {
+        Ok(self.base.at(place)?.filter(|id| !self.now.contains_key(id)))
     }
 
     /// Brings directories back that something is in.
-    fn revive(&mut self) {
+    fn revive(&mut self) -> Result<(), T::Error> {
         let live = self.now.values().flatten();
         let mut wanted: Vec<FileId> = live
             .flat_map(|node| &node.places)
             .map(|place| place.parent)
             .collect();
         while let Some(id) = wanted.pop() {
-            if id == ROOT || self.node(&id).is_some_and(|node| node.content.is_directory()) {
+            if id == ROOT || self.node(&id)?.is_some_and(|node| node.content.is_directory()) {
                 continue;
             }
             // Whoever put something in it had it.
-            let side = |edits: &Edits| edits.get(&id).cloned().unwrap_or_else(|| self.base.node(&id));
-            let known = [side(self.left), side(self.right), self.base.node(&id)];
+            let before = self.base.node(&id)?;
+            let side = |edits: &Edits| edits.get(&id).cloned().unwrap_or_else(|| before.clone());
+            let known = [side(self.left), side(self.right), before.clone()];
             let found = known
                 .into_iter()
                 .flatten()
@@ -77,47 +110,49 @@ impl<'a> Shape<'a> {
             wanted.extend(node.places.iter().map(|place| place.parent));
             self.now.insert(id, Some(node));
         }
+        Ok(())
     }
 
     /// Takes one move back that put a directory inside itself. Whether there was one.
-    fn break_cycle(&mut self) -> bool {
+    fn break_cycle(&mut self) -> Result<bool, T::Error> {
         let moved: Vec<FileId> = self.now.keys().copied().collect();
         for start in moved {
             let mut seen = BTreeSet::new();
             let mut at = start;
             while at != ROOT && seen.insert(at) {
-                let Some(parent) = self.parent(&at) else { break };
+                let Some(parent) = self.parent(&at)? else { break };
                 at = parent;
             }
-            if at == ROOT || self.node(&at).is_none() {
+            if at == ROOT || self.node(&at)?.is_none() {
                 continue;
             }
             // `at` is on the cycle.
             let mut cycle = BTreeSet::from([at]);
-            let mut next = self.parent(&at);
+            let mut next = self.parent(&at)?;
             while let Some(id) = next.filter(|id| cycle.insert(*id)) {
-                next = self.parent(&id);
+                next = self.parent(&id)?;
             }
-            let place_before = |id: &FileId| self.base.node(id).map(|node| node.places);
-            let back = cycle
-                .iter()
-                .rev()
-                .find_map(|id| {
-                    let before = place_before(id)?;
-                    (self.node(id)?.places != before).then_some((*id, before))
-                })
-                .unwrap_or_else(|| (at, lost(&at).places));
-            if let Some(mut node) = self.node(&back.0) {
+            let mut back = (at, lost(&at).places);
+            for id in cycle.iter().rev() {
+                let Some(before) = self.base.node(id)? else {
+                    continue;
+                };
+                if self.node(id)?.is_some_and(|node| node.places != before.places) {
+                    back = (*id, before.places);
+                    break;
+                }
+            }
+            if let Some(mut node) = self.node(&back.0)? {
                 node.places = back.1;
                 self.now.insert(back.0, Some(node));
             }
-            return true;
+            return Ok(true);
         }
-        false
+        Ok(false)
     }
 
     /// Has every name belong to one. Whether something had to change.
-    fn resolve_names(&mut self) -> bool {
+    fn resolve_names(&mut self) -> Result<bool, T::Error> {
         let mut names: BTreeMap<Place, BTreeSet<FileId>> = BTreeMap::new();
         for (id, node) in &self.now {
             for place in node.iter().flat_map(|node| &node.places) {
@@ -125,82 +160,89 @@ impl<'a> Shape<'a> {
             }
         }
         for (place, ids) in &mut names {
-            let unchanged = self.base.at(place).filter(|id| !self.now.contains_key(id));
-            ids.extend(unchanged);
+            ids.extend(self.unchanged_at(place)?);
         }
         let Some((place, ids)) = names.into_iter().find(|(_, ids)| ids.len() > 1) else {
-            return false;
+            return Ok(false);
         };
-        let nodes: Vec<(FileId, Node)> = ids.iter().filter_map(|id| Some((*id, self.node(id)?))).collect();
-        let rank = |(id, node): &(FileId, Node)| {
-            let here = self
-                .base
-                .node(id)
-                .is_some_and(|base| base.places.contains(&place));
-            let known = self.base.node(id).is_some();
-            (
+        let mut nodes = Vec::new();
+        for id in ids {
+            let Some(node) = self.node(&id)? else { continue };
+            let before = self.base.node(&id)?;
+            let here = before
+                .as_ref()
+                .is_some_and(|before| before.places.contains(&place));
+            let rank = (
                 node.content.is_directory(),
                 here,
-                known,
+                before.is_some(),
                 node.content.clone(),
-                std::cmp::Reverse(*id),
-            )
-        };
-        let Some(winner) = nodes.iter().max_by_key(|node| rank(node)).cloned() else {
-            return false;
-        };
-        for (id, node) in nodes {
-            if id != winner.0 {
-                self.give_way(&place, id, node, &winner);
-            }
+                Reverse(id),
+            );
+            nodes.push((rank, id, node));
         }
-        true
+        nodes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let Some((_, first, winner)) = nodes.pop() else {
+            return Ok(false);
+        };
+        // In the order of their ids, which names that are taken depend on.
+        nodes.sort_unstable_by_key(|(_, id, _)| *id);
+        for (_, id, node) in nodes {
+            self.give_way(&place, id, node, (first, &winner))?;
+        }
+        Ok(true)
     }
 
     /// Two nodes have one name: this one loses it.
-    fn give_way(&mut self, place: &Place, id: FileId, mut node: Node, winner: &(FileId, Node)) {
-        let is_new = self.base.node(&id).is_none();
+    fn give_way(
+        &mut self,
+        place: &Place,
+        id: FileId,
+        mut node: Node,
+        winner: (FileId, &Node),
+    ) -> Result<(), T::Error> {
+        let is_new = self.base.node(&id)?.is_none();
         if is_new && node.content.reads_as(&winner.1.content) {
             if node.content.is_directory() {
                 // Both made it: what is in one is in the other.
-                return self.unite(id, winner.0);
+                self.unite(id, winner.0);
+                return Ok(());
             }
             // The same content under the same name: one of them is enough.
             node.places.remove(place);
             let left = (!node.places.is_empty()).then_some(node);
             self.now.insert(id, left);
-            return;
+            return Ok(());
         }
         node.places.remove(place);
-        let free = |place: &Place| {
-            let taken = self
-                .base
-                .at(place)
-                .filter(|id| !self.now.contains_key(id))
-                .is_some();
-            !taken
-                && !self
-                    .now
-                    .values()
-                    .flatten()
-                    .any(|node| node.places.contains(place))
-        };
-        let candidates = DIGITS.iter().map(|digits| Place {
+        let by_id = Content::Special(FileKind::Fifo, 0);
+        let mut new = Place {
             parent: place.parent,
-            name: conflict_name(&place.name, &node.content, &id.0, *digits),
-        });
-        let named = candidates.clone().find(free);
-        let by_id = || Place {
-            parent: place.parent,
-            name: conflict_name(
-                &place.name,
-                &Content::Special(crate::base::types::FileKind::Fifo, 0),
-                &id.0,
-                32,
-            ),
+            name: conflict_name(&place.name, &by_id, &id.0, 32),
         };
-        node.places.insert(named.unwrap_or_else(by_id));
+        for digits in DIGITS {
+            let name = conflict_name(&place.name, &node.content, &id.0, digits);
+            let candidate = Place {
+                parent: place.parent,
+                name,
+            };
+            if self.is_free(&candidate)? {
+                new = candidate;
+                break;
+            }
+        }
+        node.places.insert(new);
         self.now.insert(id, Some(node));
+        Ok(())
+    }
+
+    fn is_free(&self, place: &Place) -> Result<bool, T::Error> {
+        let is_given = self
+            .now
+            .values()
+            .flatten()
+            .any(|node| node.places.contains(place));
+        Ok(!is_given && self.unchanged_at(place)?.is_none())
     }
 
     /// Moves what is in the directory `from`, which is not of the base, into `into`.

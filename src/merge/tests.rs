@@ -106,7 +106,7 @@ impl Person {
     }
 
     fn make(&mut self, place: Place, content: Content) {
-        if self.tree.at(&place).is_some() {
+        if self.tree.at(&place).unwrap().is_some() {
             return;
         }
         self.made += 1;
@@ -131,7 +131,7 @@ impl Person {
     }
 
     fn change(&mut self, id: FileId, change: impl FnOnce(&mut Node)) {
-        if let Some(mut node) = self.tree.node(&id) {
+        if let Some(mut node) = self.tree.node(&id).unwrap() {
             change(&mut node);
             self.put(id, Some(node));
         }
@@ -151,7 +151,9 @@ impl Person {
         match deed {
             Deed::Create(d, n, content) => self.make(self.place(d, n), self.version(content)),
             Deed::Directory(d, n) => self.make(self.place(d, n), Content::Directory),
-            Deed::Symlink(d, n, to) => self.make(self.place(d, n), Content::Symlink(vec![to % 3].into())),
+            Deed::Symlink(d, n, to) => {
+                self.make(self.place(d, n), Content::Symlink(vec![b'a' + to % 3].into()))
+            }
             Deed::Edit(n, content) => {
                 if let Some(id) = self.pick(n, |node| matches!(node.content, Content::File(_))) {
                     let version = self.version(content);
@@ -166,7 +168,7 @@ impl Person {
             Deed::Move(n, d, name) => {
                 let place = self.place(d, name);
                 let Some(id) = self.pick(n, |_| true) else { return };
-                if self.tree.at(&place).is_none() && !self.is_inside(place.parent, id) {
+                if self.tree.at(&place).unwrap().is_none() && !self.is_inside(place.parent, id) {
                     self.change(id, |node| {
                         node.places.pop_first();
                         node.places.insert(place);
@@ -176,7 +178,7 @@ impl Person {
             Deed::Link(n, d, name) => {
                 let place = self.place(d, name);
                 let file = self.pick(n, |node| !node.content.is_directory());
-                if let Some(id) = file.filter(|_| self.tree.at(&place).is_none()) {
+                if let Some(id) = file.filter(|_| self.tree.at(&place).unwrap().is_none()) {
                     self.change(id, |node| {
                         node.places.insert(place);
                     });
@@ -196,7 +198,7 @@ impl Person {
                 if let Some(id) = self.pick(n, |_| true) {
                     let value: Box<[u8]> = vec![value].into();
                     self.change(id, |node| {
-                        drop(node.meta.xattrs.insert(vec![key % 3].into(), value))
+                        drop(node.meta.xattrs.insert(vec![b'a' + key % 3].into(), value))
                     });
                 }
             }
@@ -236,7 +238,7 @@ pub(super) fn check(tree: &MemoryTree) {
         );
         for place in &node.places {
             assert!(names.insert(place), "two are called {place:?}");
-            assert_eq!(tree.at(place), Some(*id));
+            assert_eq!(tree.at(place), Ok(Some(*id)));
             let (mut at, mut steps) = (place.parent, 0);
             while at != ROOT {
                 let parent = tree
@@ -266,6 +268,7 @@ fn written(base: &MemoryTree, side: &MemoryTree) -> BTreeSet<[u8; 32]> {
         Content::File(version)
             if base
                 .node(id)
+                .unwrap()
                 .is_none_or(|old| !old.content.reads_as(&node.content)) =>
         {
             Some(version.hash)
@@ -277,11 +280,11 @@ fn written(base: &MemoryTree, side: &MemoryTree) -> BTreeSet<[u8; 32]> {
 
 fn merged(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree) -> MemoryTree {
     let mut tree = base.clone();
-    tree.apply(&merge(base, &base.edits_to(left), &base.edits_to(right)));
+    tree.apply(&merge(base, &base.edits_to(left), &base.edits_to(right)).unwrap());
     tree
 }
 
-fn sides(first: &[Deed], left: &[Deed], right: &[Deed]) -> (MemoryTree, MemoryTree, MemoryTree) {
+pub(super) fn sides(first: &[Deed], left: &[Deed], right: &[Deed]) -> (MemoryTree, MemoryTree, MemoryTree) {
     let mut one = Person::new(1, MemoryTree::default());
     one.act(first);
     let base = one.tree.clone();
@@ -357,7 +360,7 @@ fn id_of(path: &str) -> FileId {
 
 fn change(tree: &mut MemoryTree, path: &str, change: impl FnOnce(&mut Node)) {
     let id = id_of(path);
-    let mut node = tree.node(&id).unwrap();
+    let mut node = tree.node(&id).unwrap().unwrap();
     change(&mut node);
     tree.apply(&Edits::from([(id, Some(node))]));
 }
@@ -430,6 +433,37 @@ fn edit_and_edit_keep_both() {
     expect(&base, &left, &right, &[("d", 0), ("d/a", 8), (copy, 7), ("b", 2)]);
     written_to(&mut right, "d/a", 7);
     expect(&base, &left, &right, &[("d", 0), ("d/a", 7), ("b", 2)]);
+}
+
+#[test]
+fn the_same_conflict_once_more_leaves_what_became_of_its_copy() {
+    let (base, mut left, mut right) = three();
+    written_to(&mut left, "d/a", 7);
+    written_to(&mut right, "d/a", 8);
+    let mut base = merged(&base, &left, &right);
+    let copy = *base.nodes().keys().find(|id| id.is_derived()).unwrap();
+    written_to(&mut base, "d/a", 1);
+    let mut node = base.node(&copy).unwrap().unwrap();
+    let place = Place {
+        parent: ROOT,
+        name: b"mine".as_slice().into(),
+    };
+    node.places = [place].into();
+    let mut own = node.clone();
+    own.content = Content::File(Version {
+        hash: [9; 32],
+        author: DeviceId([9; 32]),
+    });
+    let name = "d/a.conflict-07070707-07070707";
+    let rest = [("d", 0), ("d/a", 8), ("b", 2)];
+    // Renamed it is still a copy; written to it is something else, and there is a new one.
+    for (node, more) in [(node, &[("mine", 7)][..]), (own, &[("mine", 9), (name, 7)])] {
+        base.apply(&Edits::from([(copy, Some(node))]));
+        let (mut left, mut right) = (base.clone(), base.clone());
+        written_to(&mut left, "d/a", 7);
+        written_to(&mut right, "d/a", 8);
+        expect(&base, &left, &right, &[&rest[..], more].concat());
+    }
 }
 
 #[test]
@@ -555,7 +589,7 @@ fn fields_meet_and_nobody_gets_a_right_that_one_took() {
             .insert(b"two".as_slice().into(), b"2".as_slice().into());
     });
     let both = merged(&base, &left, &right);
-    let node = both.node(&id_of("b")).unwrap();
+    let node = both.node(&id_of("b")).unwrap().unwrap();
     assert_eq!((node.meta.mode, node.meta.xattrs.len()), (0o640, 2));
     // Of other things than files there are copies too.
     let special = |n| Content::Special(FileKind::Fifo, n);

@@ -1,6 +1,7 @@
 //! What is merged: nodes by file id, their places, and the trees that hold them. Data only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 pub use crate::base::tree::{Meta, Place, ROOT};
 use crate::base::types::FileKind;
@@ -59,11 +60,14 @@ pub type Edits = BTreeMap<FileId, Option<Node>>;
 
 /// A tree as far as a merge asks.
 pub trait Tree {
+    /// Why the tree cannot say.
+    type Error;
+
     /// A node; `None` when there is none with this id.
-    fn node(&self, id: &FileId) -> Option<Node>;
+    fn node(&self, id: &FileId) -> Result<Option<Node>, Self::Error>;
 
     /// Who has this name.
-    fn at(&self, place: &Place) -> Option<FileId>;
+    fn at(&self, place: &Place) -> Result<Option<FileId>, Self::Error>;
 }
 
 /// A tree in memory.
@@ -111,11 +115,13 @@ impl MemoryTree {
 }
 
 impl Tree for MemoryTree {
-    fn node(&self, id: &FileId) -> Option<Node> {
-        self.nodes.get(id).cloned()
+    type Error = Infallible;
+
+    fn node(&self, id: &FileId) -> Result<Option<Node>, Infallible> {
+        Ok(self.nodes.get(id).cloned())
     }
 
-    fn at(&self, place: &Place) -> Option<FileId> {
-        self.names.get(place).copied()
+    fn at(&self, place: &Place) -> Result<Option<FileId>, Infallible> {
+        Ok(self.names.get(place).copied())
     }
 }
