@@ -3,22 +3,26 @@
 //! Files are followed by their ids, so a rename and an edit of the same file meet, also inside directories that were moved. Invariants of
 //! the result: every content that one side wrote is in it, under its name or as a conflict copy; every name is in a directory that is
 //! there; no directory is inside itself; no two files have one name. `docs/decisions/merge.md` says what comes of each pair of changes. Made for
-//! `sync`, which is to turn snapshots into [`Edits`] against their common ancestor.
+//! `sync`; a [`View`] turns the maps of snapshots into [`Edits`] against their common ancestor, and back.
 
 mod ancestors;
 mod fields;
 mod names;
 mod shape;
 mod tree;
+mod view;
 
 #[cfg(test)]
 mod convergence_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod view_tests;
 
 pub use ancestors::{History, lowest_common};
 pub use names::conflict_name;
 pub use tree::{Content, Edits, MemoryTree, Meta, Node, Place, ROOT, Tree, Version};
+pub use view::{View, ViewError};
 
 use std::collections::BTreeSet;
 

@@ -27,7 +27,7 @@ const XATTR_VALUE_MAX: usize = 64 << 10;
 /// What is where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
-    /// At a name: a file, link or special file that has no other.
+    /// At a name: a file, link or special file that has no other and whose id is not derived.
     Node {
         /// Its id.
         id: FileId,
@@ -55,9 +55,9 @@ pub enum Record {
         /// Its id.
         id: FileId,
     },
-    /// At the id of a file of several names.
+    /// At the id of a file of several names, or of one whose id is derived.
     Shared {
-        /// Where it is: two places or more.
+        /// Where it is: two places or more, or the only one.
         places: BTreeSet<Place>,
         /// What it has besides its content.
         meta: Meta,
@@ -103,6 +103,34 @@ pub fn parse_key(key: &[u8]) -> Result<(FileId, &[u8]), DecodeError> {
         check_name(name)?;
     }
     Ok((id, name))
+}
+
+/// The entries of anything but a directory, at its places: one or more.
+///
+/// A file whose id is derived has a record at its id even with a single name, because somebody may look for it by its id.
+pub fn file_entries(
+    id: FileId,
+    places: BTreeSet<Place>,
+    meta: Meta,
+    body: Body,
+) -> BTreeMap<Vec<u8>, Record> {
+    let keys: Vec<Vec<u8>> = places
+        .iter()
+        .map(|place| key(&place.parent, &place.name))
+        .collect();
+    if let ([only], false) = (&keys[..], id.is_derived()) {
+        return BTreeMap::from([(only.clone(), Record::Node { id, meta, body })]);
+    }
+    let links = keys.into_iter().map(|key| (key, Record::Link { id }));
+    let shared = (own_key(&id), Record::Shared { places, meta, body });
+    links.chain([shared]).collect()
+}
+
+/// The entries of a directory.
+pub fn directory_entries(id: FileId, place: Place, meta: Meta) -> BTreeMap<Vec<u8>, Record> {
+    let Place { parent, name } = place;
+    let named = (key(&parent, &name), Record::Directory { id });
+    BTreeMap::from([named, (own_key(&id), Record::Own { parent, name, meta })])
 }
 
 /// Stands for what a file's content is: equal of equal contents, whoever wrote them. What is cut into other blocks has another one.
@@ -187,6 +215,14 @@ impl Record {
         let is_own = matches!(record, Self::Own { .. } | Self::Shared { .. });
         if is_own != name.is_empty() || (is_own && id == ROOT) {
             return Err(DecodeError::Invalid("a record under a key of another kind"));
+        }
+        let is_misplaced = match &record {
+            Self::Node { id, .. } => id.is_derived(),
+            Self::Shared { places, .. } => places.len() < 2 && !id.is_derived(),
+            _ => false,
+        };
+        if is_misplaced {
+            return Err(DecodeError::Invalid("a file that has its record elsewhere"));
         }
         Ok((id, name, record))
     }
@@ -293,8 +329,8 @@ fn decode_place(reader: &mut Reader<'_>) -> Result<Place, DecodeError> {
 
 fn decode_places(reader: &mut Reader<'_>) -> Result<BTreeSet<Place>, DecodeError> {
     let count = reader.u32()?;
-    if count < 2 {
-        return Err(DecodeError::Invalid("a shared file with a single name"));
+    if count == 0 {
+        return Err(DecodeError::Invalid("a shared file without a name"));
     }
     let mut places = BTreeSet::new();
     for _ in 0..count {
@@ -472,10 +508,6 @@ mod tests {
             change(&mut meta);
             own(b"d", meta)
         };
-        let one = BTreeSet::from([Place {
-            parent: ROOT,
-            name: b"a".as_slice().into(),
-        }]);
         let wrong = [
             file(Content::Inline(vec![0; 5]), 6),
             file(
@@ -502,7 +534,7 @@ mod tests {
             }),
             Record::Directory { id: ROOT },
             Record::Shared {
-                places: one,
+                places: BTreeSet::new(),
                 meta: Meta::default(),
                 body: Body::Special(FileKind::Fifo, 0),
             },
@@ -527,6 +559,45 @@ mod tests {
         assert!(Record::decode_entry(&own_key(&ROOT), &own).is_err());
         assert!(Record::decode_entry(&key(&id, b".."), &directory).is_err());
         assert!(Record::decode_entry(&[7; 15], &directory).is_err());
+    }
+
+    #[test]
+    fn a_file_has_one_record_or_one_by_its_id_and_one_for_each_name() {
+        let place = |name: &str| Place {
+            parent: ROOT,
+            name: name.as_bytes().into(),
+        };
+        let entries = |id, names: &[&str]| {
+            let places = names.iter().copied().map(place).collect();
+            file_entries(id, places, Meta::default(), Body::Special(FileKind::Fifo, 0))
+        };
+        let (drawn, derived) = (FileId([7; 16]), FileId::derived(&[7; 32]));
+        for (id, names, count) in [
+            (drawn, &["a"][..], 1),
+            (derived, &["a"], 2),
+            (drawn, &["a", "b"], 3),
+        ] {
+            let entries = entries(id, names);
+            assert_eq!(entries.len(), count);
+            for (key, record) in entries {
+                assert!(Record::decode_entry(&key, &record.encode()).is_ok(), "{record:?}");
+            }
+        }
+        let (key, alone) = entries(drawn, &["a"]).pop_first().unwrap();
+        let Record::Node { meta, body, .. } = alone else {
+            panic!("one record")
+        };
+        let hidden = Record::Node {
+            id: derived,
+            meta,
+            body,
+        };
+        assert!(Record::decode_entry(&key, &hidden.encode()).is_err());
+        let shared = entries(derived, &["a"])[&own_key(&derived)].encode();
+        assert!(Record::decode_entry(&own_key(&drawn), &shared).is_err());
+        for (key, record) in directory_entries(drawn, place("d"), Meta::default()) {
+            assert!(Record::decode_entry(&key, &record.encode()).is_ok(), "{record:?}");
+        }
     }
 
     #[test]
