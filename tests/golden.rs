@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use dfs::base::limits::CHUNK_MAX;
 use dfs::base::{BlockId, FileId, StoreId};
 use dfs::keys::key_file::{self, KdfCost, KeyFileError, KeyKind, Passphrase};
-use dfs::keys::{DeviceKey, GroupKey, RootSecret, VolumeKeys, verify};
+use dfs::keys::{DeviceKey, GroupKey, Head, RootSecret, VolumeKeys, verify};
 use dfs::object::{Content, Extent, IndexRef, Manifest, index, slot};
 use dfs::seal::{Chunker, Opener, Piece, Sealer, epoch_of, plain_hash};
 use zeroize::Zeroizing;
@@ -79,6 +79,22 @@ fn blocks() {
     assert_eq!(open(&compressed), text);
     assert!(compressed.len() < text.len() / 4);
     assert_eq!((epoch_of(&raw), epoch_of(&compressed)), (Ok(2), Ok(2)));
+}
+
+#[test]
+fn heads() {
+    let (device, group) = (DeviceKey::from_bytes(&[7; 32]), GroupKey::from_root(&root()).id());
+    let issue = |before: Option<&Head>, n| {
+        let volume = keys().volume();
+        Head::issue(&device, &group, volume, before, id(n), 2, 1_700_000_000).encode(&group)
+    };
+    let first = golden("head-v1-first.bin", || issue(None, 1));
+    assert_eq!(issue(None, 1), first);
+    let head = Head::decode(&first, &group).unwrap();
+    let second = golden("head-v1-second.bin", || issue(Some(&head), 2));
+    assert_eq!(issue(Some(&head), 2), second);
+    let next = Head::decode(&second, &group).unwrap();
+    assert_eq!((next.seq, next.previous), (2, head.hash()));
 }
 
 fn extents() -> Vec<Extent> {

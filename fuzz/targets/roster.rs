@@ -1,8 +1,9 @@
-//! Rosters, statements and presences: what decodes encodes to the same bytes, and nothing unsigned is believed.
+//! Rosters, statements, presences and heads: what decodes encodes to the same bytes, and nothing unsigned is believed.
 #![no_main]
 
 use dfs::base::GroupId;
-use dfs::keys::{GroupKey, Presence, RootSecret, Roster, Statement, roster};
+use dfs::keys::head::Unverified;
+use dfs::keys::{GroupKey, Head, Presence, RootSecret, Roster, Statement, roster};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,4 +22,9 @@ fuzz_target!(|data: &[u8]| {
         Presence::decode(data, &group).is_err(),
         "a forged presence was believed"
     );
+    assert!(Head::decode(data, &group).is_err(), "a forged head was believed");
+    if let Ok(head) = Unverified::decode(data, &group) {
+        let _ = (head.device(), head.place());
+        assert!(head.verify(&group).is_err(), "a forged head was believed");
+    }
 });

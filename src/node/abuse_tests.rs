@@ -99,7 +99,7 @@ impl Attacker {
     }
 
     /// Opens a stream; shows the certificate on it and takes the node's.
-    fn greet(&mut self) -> Stream {
+    pub(super) fn greet(&mut self) -> Stream {
         self.runtime.block_on(async {
             let mut stream = self
                 .control

@@ -1,7 +1,10 @@
 //! The frames' bytes, and what is refused.
 #![allow(clippy::unwrap_used)]
 
+use super::super::head_news::{HEADS_AT_ONCE, Place};
 use super::*;
+use crate::base::DeviceId;
+use crate::keys::head::HEAD_LEN as HEAD_BYTES;
 use proptest::prelude::*;
 
 fn whole(frame: &Frame) -> Vec<u8> {
@@ -74,6 +77,27 @@ fn golden_bytes_of_version_1() {
         }),
         format!("3300000019{}0100{}", "01".repeat(16), "ab".repeat(32))
     );
+    assert_eq!(
+        hex(&Frame::Heads(HeadNews::Digest([0xcd; 32]))),
+        format!("220000001a01{}", "cd".repeat(32))
+    );
+    let place = Place {
+        device: DeviceId([1; 32]),
+        seq: 2,
+        hash: [3; 32],
+    };
+    assert_eq!(
+        hex(&Frame::Heads(HeadNews::Known(vec![place]))),
+        format!(
+            "4c0000001a020100{}0200000000000000{}",
+            "01".repeat(32),
+            "03".repeat(32)
+        )
+    );
+    assert_eq!(
+        hex(&Frame::Heads(HeadNews::Newer(vec![[0xef; HEAD_BYTES]]))),
+        format!("ed0000001a030100{}", "ef".repeat(HEAD_BYTES))
+    );
     assert_eq!(hex(&Frame::Credit { bytes: 1 }), "050000000c01000000");
     assert_eq!(
         hex(&Frame::Hello {
@@ -101,6 +125,27 @@ fn giants_are_refused_by_their_head_alone() {
     assert!(head(0, GET).is_err());
     assert!(head(1, 0).is_err());
     assert!(head(1, 99).is_err());
+}
+
+#[test]
+fn no_head_and_too_many_are_refused() {
+    let newer = |count: usize| {
+        let heads = vec![[0; HEAD_BYTES]; count];
+        decode_whole(&whole(&Frame::Heads(HeadNews::Newer(heads))))
+    };
+    assert!(newer(0).is_err());
+    assert!(newer(HEADS_AT_ONCE).is_ok());
+    assert!(newer(HEADS_AT_ONCE + 1).is_err());
+    let known = |count: usize| {
+        let place = Place {
+            device: DeviceId([0; 32]),
+            seq: 1,
+            hash: [0; 32],
+        };
+        decode_whole(&whole(&Frame::Heads(HeadNews::Known(vec![place; count]))))
+    };
+    assert!(known(STATEMENTS_MAX).is_ok());
+    assert!(known(STATEMENTS_MAX + 1).is_err());
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
@@ -154,6 +199,20 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         (any::<u32>(), block.clone()).prop_map(|(request, block)| Frame::Data { request, block }),
         any::<u32>().prop_map(|request| Frame::Missing { request }),
         (any::<u32>(), id, block).prop_map(|(request, id, block)| Frame::Put { request, id, block }),
+        prop_oneof![
+            any::<[u8; 32]>().prop_map(HeadNews::Digest),
+            proptest::collection::vec((any::<[u8; 32]>(), any::<u64>()), 0..9).prop_map(|places| {
+                let place = |(hash, seq)| Place {
+                    device: DeviceId(hash),
+                    seq,
+                    hash,
+                };
+                HeadNews::Known(places.into_iter().map(place).collect())
+            }),
+            proptest::collection::vec(any::<u8>(), 1..9)
+                .prop_map(|heads| HeadNews::Newer(heads.into_iter().map(|n| [n; HEAD_BYTES]).collect())),
+        ]
+        .prop_map(Frame::Heads),
         any::<u32>().prop_map(|request| Frame::Stored { request }),
         (any::<u32>(), bytes.clone()).prop_map(|(request, body)| Frame::Say {
             request,
@@ -188,7 +247,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..27, body in proptest::collection::vec(any::<u8>(), 0..120)) {
+    fn what_decodes_encodes_to_the_same_bytes(kind in 0u8..28, body in proptest::collection::vec(any::<u8>(), 0..120)) {
         let mut bytes = (body.len() as u32 + 1).to_le_bytes().to_vec();
         bytes.push(kind);
         bytes.extend_from_slice(&body);

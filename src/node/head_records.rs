@@ -76,6 +76,11 @@ impl HeadSchedule {
         due
     }
 
+    /// There may be devices that were not asked about.
+    fn ask_soon(&mut self, now: Instant) {
+        self.ask_next = now;
+    }
+
     /// Whether the list may be saved now.
     pub(super) fn may_save(&self, now: Instant) -> bool {
         now >= self.save_next
@@ -89,7 +94,10 @@ impl HeadSchedule {
 
 impl Actor {
     /// Lets heads follow the roster, and looks at those that came through the DHT.
-    pub(super) fn tend_heads(&self, roster_changed: bool) {
+    pub(super) fn tend_heads(&mut self, roster_changed: bool) {
+        if roster_changed {
+            self.heads.ask_soon(Instant::now());
+        }
         if roster_changed || self.local.heads.has_mail() {
             let heads = Arc::clone(&self.local.heads);
             tokio::task::spawn_blocking(move || {
@@ -175,6 +183,20 @@ mod tests {
         let minutes = (0..=10).map(|minute| (minute * 60, minute * 30));
         let again = std::iter::once((600 + 3600, 300));
         assert_eq!(published, minutes.chain(again).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn devices_are_asked_about_every_five_minutes_and_when_the_roster_changes_but_one_round_at_a_time() {
+        let start = Instant::now();
+        let mut schedule = HeadSchedule::new(start);
+        assert!(schedule.asks(start));
+        schedule.asking.push_back([1; 32]);
+        schedule.ask_soon(start);
+        assert!(!schedule.asks(start), "the round before is not through");
+        schedule.asking.clear();
+        assert!(schedule.asks(start));
+        assert!(!schedule.asks(start + ASK / 2));
+        assert!(schedule.asks(start + ASK));
     }
 
     #[test]

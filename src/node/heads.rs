@@ -60,6 +60,9 @@ pub(super) struct Heads {
     telling: Mutex<()>,
     listener: OnceLock<Arc<dyn HeadListener>>,
     changed: watch::Sender<u64>,
+    /// Members are told nothing over connections, so that the DHT alone is left.
+    #[cfg(test)]
+    pub(super) mute: std::sync::atomic::AtomicBool,
 }
 
 impl Heads {
@@ -85,6 +88,8 @@ impl Heads {
             telling: Mutex::default(),
             listener: OnceLock::new(),
             changed: watch::Sender::new(0),
+            #[cfg(test)]
+            mute: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
@@ -255,6 +260,10 @@ impl Heads {
     }
 
     fn encoded<'a>(&self, heads: impl Iterator<Item = &'a Head>) -> Vec<[u8; HEAD_LEN]> {
+        #[cfg(test)]
+        if self.mute.load(std::sync::atomic::Ordering::Relaxed) {
+            return Vec::new();
+        }
         let allowed = heads.filter(|head| self.allows(head));
         allowed
             .filter_map(|head| head.encode(&self.group).try_into().ok())

@@ -74,6 +74,9 @@ mod dht_between_nodes;
 #[path = "flood_tests.rs"]
 mod floods;
 #[cfg(test)]
+#[path = "head_tests.rs"]
+mod heads_between_nodes;
+#[cfg(test)]
 #[path = "reading_tests.rs"]
 mod reading;
 #[cfg(test)]

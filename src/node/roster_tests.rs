@@ -369,11 +369,18 @@ fn the_dht_answers_with_what_each_node_knows_and_teaches_it_what_it_is_given() {
     let (of_a, of_b) = (opened(&a), opened(&b));
     let gone = crate::base::DeviceId([9; 32]);
     of_a.remove(&gone).unwrap();
-    let store = |members| {
+    let store = |member: &Member, members| {
         let clock = Arc::new(SystemClock);
-        records::Records::new(libp2p::PeerId::random(), a.group_public, clock).with(members)
+        let (group, own) = (crate::keys::group_id(&a.group_public), member.key().public());
+        let heads = Arc::new(heads::Heads::open(
+            group,
+            own,
+            Arc::clone(members),
+            &*member.state,
+        ));
+        records::Records::new(libp2p::PeerId::random(), a.group_public, clock).with(members, &heads)
     };
-    let (at_a, mut at_b) = (store(&of_a), store(&of_b));
+    let (at_a, mut at_b) = (store(&a, &of_a), store(&b, &of_b));
     let key = RecordKey::new(&of_a.record_key());
     let record = at_a.get(&key).unwrap().into_owned();
     assert!(record.value.len() < 12 << 10);

@@ -253,6 +253,12 @@ impl Node {
         self.local.heads.set_listener(listener);
     }
 
+    /// What the node knows of heads.
+    #[cfg(test)]
+    pub(super) fn known_heads(&self) -> &Arc<Heads> {
+        &self.local.heads
+    }
+
     fn send(&self, event: ToExchange) {
         if let Err(TrySendError::Full(event) | TrySendError::Closed(event)) =
             self.local.exchange.try_send(event)
