@@ -298,12 +298,7 @@ impl Engine {
                 }
             }
             // Not about blocks that are wanted.
-            Reply::Done(..)
-            | Reply::NotDone(..)
-            | Reply::Known(_)
-            | Reply::Seen(_)
-            | Reply::Keys(_)
-            | Reply::Heads(_) => {}
+            _ => {}
         }
     }
 

@@ -1,10 +1,10 @@
 //! The frames' bytes, and what is refused.
 #![allow(clippy::unwrap_used)]
 
-use super::super::head_news::{HEADS_AT_ONCE, Place};
 use super::*;
 use crate::base::DeviceId;
 use crate::keys::head::HEAD_LEN as HEAD_BYTES;
+use crate::node::head_news::{HEADS_AT_ONCE, Place};
 use proptest::prelude::*;
 
 fn whole(frame: &Frame) -> Vec<u8> {
