@@ -136,6 +136,10 @@ impl Member {
     }
 
     pub(super) fn start(&self) -> Node {
+        self.start_with(Arc::clone(&self.state) as Arc<dyn NodeState>)
+    }
+
+    pub(super) fn start_with(&self, state: Arc<dyn NodeState>) -> Node {
         Log::get();
         let parts = NodeParts {
             identity: Identity {
@@ -144,7 +148,7 @@ impl Member {
                 group_public: self.group_public,
             },
             store: Arc::clone(&self.store),
-            state: Arc::clone(&self.state) as Arc<dyn NodeState>,
+            state,
             clock: Arc::new(SystemClock),
             admit: self.admit.clone(),
             keys: self.keys.clone(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::kad::store::RecordStore;
 use libp2p::kad::{KBucketKey, ProviderRecord, RecordKey};
+use tokio::task::JoinHandle;
 
 use super::announce::Key;
 use super::exchange::ToExchange;
@@ -110,20 +111,32 @@ impl Actor {
         files
     }
 
-    /// Saves what changed, without waiting.
+    /// Saves what changed, without waiting; not while what changed before is still being saved.
     pub(super) fn save_in_background(&mut self) {
-        for (what, bytes) in self.unsaved(false) {
-            let state = Arc::clone(&self.state);
-            tokio::task::spawn_blocking(move || write(&*state, what, &bytes));
+        if self.saving.as_ref().is_some_and(|saving| !saving.is_finished()) {
+            return;
         }
+        let files = self.unsaved(false);
+        self.saving = (!files.is_empty()).then(|| self.write(files));
     }
 
     /// Saves what changed.
     pub(super) async fn save(&mut self) {
-        for (what, bytes) in self.unsaved(true) {
-            let state = Arc::clone(&self.state);
-            let _ = tokio::task::spawn_blocking(move || write(&*state, what, &bytes)).await;
+        // What is older must not come to the disk after what is newer.
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
         }
+        let files = self.unsaved(true);
+        let _ = self.write(files).await;
+    }
+
+    fn write(&self, files: Vec<(StateFile, Vec<u8>)>) -> JoinHandle<()> {
+        let state = Arc::clone(&self.state);
+        tokio::task::spawn_blocking(move || {
+            for (what, bytes) in files {
+                write(&*state, what, &bytes);
+            }
+        })
     }
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Actor {
     pub(super) roster_due: Instant,
     pub(super) relays: Relays,
     pub(super) heads: HeadSchedule,
+    /// Lists on their way to the disk.
+    pub(super) saving: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Actor {
@@ -120,6 +122,7 @@ impl Actor {
             roster_due: Instant::now(),
             relays: Relays::new(relay),
             heads: HeadSchedule::new(Instant::now()),
+            saving: None,
         }
     }
 
