@@ -9,9 +9,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use dfs::base::limits::CHUNK_MAX;
-use dfs::base::{BlockId, FileId, StoreId};
+use dfs::base::tree::{Meta, Place, ROOT};
+use dfs::base::types::{FileKind, Timestamp};
+use dfs::base::{BlockId, DeviceId, FileId, StoreId};
 use dfs::keys::key_file::{self, KdfCost, KeyFileError, KeyKind, Passphrase};
 use dfs::keys::{DeviceKey, GroupKey, Head, RootSecret, VolumeKeys, verify};
+use dfs::object::map::{Edits, MemoryNodes, Nodes, Root, update};
+use dfs::object::record::{Body, Record, version_hash};
+use dfs::object::snapshot::{Made, Snapshot};
 use dfs::object::{Content, Extent, IndexRef, Manifest, index, slot};
 use dfs::seal::{Chunker, Opener, Piece, Sealer, epoch_of, plain_hash};
 use zeroize::Zeroizing;
@@ -178,6 +183,138 @@ fn index_blocks() {
     assert_eq!(index::encode_refs(&refs()), bytes);
 }
 
+/// A map of 500 entries of different lengths.
+fn map(nodes: &MemoryNodes) -> Root {
+    let entry = |n: usize| (format!("key {n:03}").into_bytes(), Some(noise(n * 37 % 300)));
+    update(nodes, &Root::EMPTY, &(0..500).map(entry).collect::<Edits>()).unwrap()
+}
+
+#[test]
+fn nodes_of_maps() {
+    let nodes = MemoryNodes::default();
+    let root = map(&nodes);
+    assert_eq!(root.depth, 1);
+    // Of an inner node the bytes say how the leaves were cut and hashed.
+    let inner = golden("node-v1-inner.bin", || {
+        nodes.get(&root.id.unwrap()).unwrap().to_vec()
+    });
+    assert_eq!(**nodes.get(&root.id.unwrap()).unwrap(), inner);
+    let short = Edits::from([
+        (b"a".to_vec(), Some(b"1".to_vec())),
+        (b"b".to_vec(), Some(vec![])),
+    ]);
+    let root = update(&nodes, &Root::EMPTY, &short).unwrap();
+    let leaf = golden("node-v1-leaf.bin", || {
+        nodes.get(&root.id.unwrap()).unwrap().to_vec()
+    });
+    assert_eq!(**nodes.get(&root.id.unwrap()).unwrap(), leaf);
+}
+
+fn place(parent: FileId, name: &str) -> Place {
+    Place {
+        parent,
+        name: name.as_bytes().into(),
+    }
+}
+
+#[test]
+fn records() {
+    let id = FileId([0xf1; 16]);
+    let xattrs = [("user.a", "1"), ("user.b", "")];
+    let meta = Meta {
+        mode: 0o4755,
+        owner: (1000, 0x0102_0304),
+        mtime: Timestamp {
+            secs: -5,
+            nanos: 999_999_999,
+        },
+        xattrs: xattrs
+            .map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()))
+            .into(),
+    };
+    let body = |content: Content| Body::File {
+        size: content.len().unwrap(),
+        content,
+        author: DeviceId([0xd1; 32]),
+    };
+    let node = |body| Record::Node {
+        id,
+        meta: meta.clone(),
+        body,
+    };
+    let cases = [
+        (
+            "record-v1-inline.bin",
+            node(body(Content::Inline(b"a small file\n".to_vec()))),
+        ),
+        ("record-v1-extents.bin", node(body(Content::Extents(extents())))),
+        (
+            "record-v1-symlink.bin",
+            node(Body::Symlink(b"../target".as_slice().into())),
+        ),
+        (
+            "record-v1-device.bin",
+            node(Body::Special(FileKind::CharDevice, 0x0105)),
+        ),
+        ("record-v1-directory.bin", Record::Directory { id }),
+        (
+            "record-v1-own.bin",
+            Record::Own {
+                parent: ROOT,
+                name: b"a directory".as_slice().into(),
+                meta: meta.clone(),
+            },
+        ),
+        ("record-v1-link.bin", Record::Link { id }),
+        (
+            "record-v1-shared.bin",
+            Record::Shared {
+                places: [place(ROOT, "one"), place(id, "two")].into(),
+                meta: meta.clone(),
+                body: body(Content::Index {
+                    depth: 2,
+                    refs: refs(),
+                }),
+            },
+        ),
+    ];
+    for (name, record) in cases {
+        let bytes = golden(name, || record.encode());
+        assert_eq!(Record::decode(&bytes).unwrap(), record, "{name}");
+        assert_eq!(record.encode(), bytes, "{name}");
+    }
+}
+
+#[test]
+fn snapshots() {
+    let made = Made {
+        device: DeviceId([0xd1; 32]),
+        seq: 0x0102_0304_0506_0708,
+        epoch: 2,
+        time: Timestamp {
+            secs: 1_790_000_000,
+            nanos: 5,
+        },
+    };
+    let root = Root {
+        id: Some(id(6)),
+        depth: 2,
+        len: 1_000_000,
+    };
+    let mut parents = vec![id(7), id(8)];
+    parents.sort_unstable();
+    let cases = [
+        ("snapshot-v1-first.bin", vec![], Root::EMPTY, Some(made)),
+        ("snapshot-v1-merge.bin", parents, root, None),
+    ];
+    for (name, parents, root, made) in cases {
+        let snapshot = Snapshot { parents, root, made };
+        let bytes = golden(name, || snapshot.encode());
+        assert_eq!(Snapshot::decode(&bytes).unwrap(), snapshot, "{name}");
+        assert_eq!(snapshot.encode(), bytes, "{name}");
+    }
+}
+
 #[test]
 fn volume_keys() {
     let bytes = golden("volume-keys-v1.bin", || keys().encode().to_vec());
@@ -233,6 +370,13 @@ fn derived() -> String {
     assert!(verify(&group.public(), b"message", &group.sign(b"message")));
     writeln!(text, "hash of the group's signature {signature}").unwrap();
     text
+}
+
+#[test]
+fn versions_of_files() {
+    let hash = BlockId(version_hash(&Content::Extents(extents())));
+    let text = golden("version-v1.txt", || hash.to_string().into_bytes());
+    assert_eq!(hash.to_string().into_bytes(), text);
 }
 
 #[test]

@@ -162,33 +162,42 @@ impl<'a, T: Tree + ?Sized> Shape<'a, T> {
         for (place, ids) in &mut names {
             ids.extend(self.unchanged_at(place)?);
         }
-        let Some((place, ids)) = names.into_iter().find(|(_, ids)| ids.len() > 1) else {
-            return Ok(false);
-        };
+        let mut has_changed = false;
+        // All in one pass: two people who import the same pictures meet at every name.
+        for (place, ids) in names.into_iter().filter(|(_, ids)| ids.len() > 1) {
+            has_changed |= self.resolve_name(&place, &ids)?;
+        }
+        Ok(has_changed)
+    }
+
+    /// Has a name belong to one of these, as far as it still is theirs. Whether something had to change.
+    fn resolve_name(&mut self, place: &Place, ids: &BTreeSet<FileId>) -> Result<bool, T::Error> {
         let mut nodes = Vec::new();
         for id in ids {
-            let Some(node) = self.node(&id)? else { continue };
-            let before = self.base.node(&id)?;
+            let Some(node) = self.node(id)?.filter(|node| node.places.contains(place)) else {
+                continue;
+            };
+            let before = self.base.node(id)?;
             let here = before
                 .as_ref()
-                .is_some_and(|before| before.places.contains(&place));
+                .is_some_and(|before| before.places.contains(place));
             let rank = (
                 node.content.is_directory(),
                 here,
                 before.is_some(),
                 node.content.clone(),
-                Reverse(id),
+                Reverse(*id),
             );
-            nodes.push((rank, id, node));
+            nodes.push((rank, *id, node));
         }
         nodes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let Some((_, first, winner)) = nodes.pop() else {
+        let Some((_, first, winner)) = nodes.pop().filter(|_| !nodes.is_empty()) else {
             return Ok(false);
         };
         // In the order of their ids, which names that are taken depend on.
         nodes.sort_unstable_by_key(|(_, id, _)| *id);
         for (_, id, node) in nodes {
-            self.give_way(&place, id, node, (first, &winner))?;
+            self.give_way(place, id, node, (first, &winner))?;
         }
         Ok(true)
     }

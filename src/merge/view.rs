@@ -45,8 +45,6 @@ type Stored = (crate::object::Content, u64);
 pub struct View<'a, N: Nodes + ?Sized> {
     nodes: &'a N,
     root: Root,
-    /// What the base has of what changed.
-    known: BTreeMap<FileId, Option<Node>>,
     met: RefCell<Met>,
 }
 
@@ -55,8 +53,9 @@ pub struct View<'a, N: Nodes + ?Sized> {
 struct Met {
     /// Contents by version hash.
     contents: BTreeMap<[u8; 32], Stored>,
-    /// Where files with a single name are.
-    places: BTreeMap<FileId, Place>,
+    /// What the base has: of what changed in another, and of what was asked for. A merge asks for the same again and again.
+    nodes: BTreeMap<FileId, Option<Node>>,
+    names: BTreeMap<Place, Option<FileId>>,
 }
 
 /// What a side of a comparison says of an id.
@@ -72,7 +71,6 @@ impl<'a, N: Nodes + ?Sized> View<'a, N> {
         Self {
             nodes,
             root: *root,
-            known: BTreeMap::new(),
             met: RefCell::default(),
         }
     }
@@ -106,7 +104,7 @@ impl<'a, N: Nodes + ?Sized> View<'a, N> {
             if old != new {
                 edits.insert(id, new);
             }
-            self.known.insert(id, old);
+            met.nodes.insert(id, old);
         }
         Ok(edits)
     }
@@ -175,35 +173,36 @@ impl<N: Nodes + ?Sized> Tree for View<'_, N> {
     /// A node of the base. A file with a single name is found if it differs in a map that the base was compared with, if its name was asked for,
     /// or if its id is derived: nobody asks for another one.
     fn node(&self, id: &FileId) -> Result<Option<Node>, Self::Error> {
-        if let Some(known) = self.known.get(id) {
+        if let Some(known) = self.met.borrow().nodes.get(id) {
             return Ok(known.clone());
         }
-        let own = record::own_key(id);
-        if let Some(record) = self.record(&own)? {
-            return Ok(self
-                .met
-                .borrow_mut()
-                .node(*id, None, record)
-                .map(|(_, node)| node));
-        }
-        let place = self.met.borrow().places.get(id).cloned();
-        let Some(place) = place else { return Ok(None) };
-        let Some(record) = self.record(&record::key(&place.parent, &place.name))? else {
-            return Ok(None);
-        };
-        let node = self.met.borrow_mut().node(place.parent, Some(place.name), record);
-        Ok(node.filter(|(found, _)| found == id).map(|(_, node)| node))
+        let record = self.record(&record::own_key(id))?;
+        let mut met = self.met.borrow_mut();
+        let node = record.and_then(|record| met.node(*id, None, record));
+        let node = node.map(|(_, node)| node);
+        met.nodes.insert(*id, node.clone());
+        Ok(node)
     }
 
     fn at(&self, place: &Place) -> Result<Option<FileId>, Self::Error> {
-        match self.record(&record::key(&place.parent, &place.name))? {
-            Some(Record::Node { id, .. }) => {
-                self.met.borrow_mut().places.insert(id, place.clone());
-                Ok(Some(id))
-            }
-            Some(Record::Directory { id } | Record::Link { id }) => Ok(Some(id)),
-            Some(Record::Own { .. } | Record::Shared { .. }) | None => Ok(None),
+        if let Some(known) = self.met.borrow().names.get(place) {
+            return Ok(*known);
         }
+        let record = self.record(&record::key(&place.parent, &place.name))?;
+        let mut met = self.met.borrow_mut();
+        let id = match record {
+            Some(record @ Record::Node { .. }) => {
+                let found = met.node(place.parent, Some(place.name.clone()), record);
+                found.map(|(id, node)| {
+                    met.nodes.insert(id, Some(node));
+                    id
+                })
+            }
+            Some(Record::Directory { id } | Record::Link { id }) => Some(id),
+            Some(Record::Own { .. } | Record::Shared { .. }) | None => None,
+        };
+        met.names.insert(place.clone(), id);
+        Ok(id)
     }
 }
 

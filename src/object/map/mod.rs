@@ -7,6 +7,8 @@
 
 mod cursor;
 mod cut;
+#[cfg(test)]
+mod damage_tests;
 mod diff;
 mod memory;
 mod node;
