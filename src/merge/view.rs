@@ -1,8 +1,8 @@
 //! A snapshot's map as a tree that is merged, and a merged tree as a snapshot's map.
 //!
 //! A view is of one map, the base. What other maps have made of it comes from comparing the maps; on the way the view learns what the base has of
-//! the files that changed, which a file with a single name could not be asked for by its id, and the contents that the edits only name. Invariant: what
-//! [`View::edits_to`] gives, [`View::records`] and `map::update` take back to the same root. Called by `sync`.
+//! the files that changed, since a file with a single name cannot be asked for by its id, and the contents that edits only name. Invariant:
+//! [`View::records`] of what [`View::edits_to`] gives, and `map::update`, lead to the map that was compared. Called by `sync`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
