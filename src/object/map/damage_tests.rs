@@ -23,6 +23,9 @@ fn leaf(keys: &[&[u8]]) -> Vec<u8> {
     node(0, &entries)
 }
 
+type Leaves = [Vec<u8>; 2];
+type Said = [(&'static [u8], u64); 2];
+
 /// A map of depth 1 over two leaves, whatever they are, of which the node above says these last keys and lengths.
 fn over(nodes: &MemoryNodes, leaves: [Vec<u8>; 2], said: [(&[u8], u64); 2]) -> Root {
     let ids = nodes.put(&leaves).unwrap();
@@ -70,7 +73,7 @@ fn a_sound_map_of_two_leaves_is_read() {
 fn a_node_that_contradicts_the_one_above_is_damaged() {
     let sound = || [leaf(&[b"a", b"b"]), leaf(&[b"c", b"d"])];
     let [left, _] = sound();
-    let cases: [([Vec<u8>; 2], [(&[u8], u64); 2], &str); 5] = [
+    let cases: [(Leaves, Said, &str); 5] = [
         (sound(), [(b"b", 2), (b"e", 2)], "ends with another key"),
         (sound(), [(b"b", 2), (b"d", 3)], "another number of entries"),
         (

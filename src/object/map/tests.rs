@@ -10,6 +10,9 @@ use super::*;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// What a key had and has.
+type Change = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 pub(super) fn entries(nodes: &MemoryNodes, root: &Root, from: &[u8]) -> Model {
     let mut all = Model::new();
     scan(nodes, root, from, |key, value| {
@@ -35,7 +38,7 @@ fn apply(model: &mut Model, edits: &Edits) {
     }
 }
 
-fn differences(left: &Model, right: &Model) -> BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<Vec<u8>>)> {
+fn differences(left: &Model, right: &Model) -> BTreeMap<Vec<u8>, Change> {
     let keys = left.keys().chain(right.keys());
     let pair = |key: &Vec<u8>| (key.clone(), (left.get(key).cloned(), right.get(key).cloned()));
     keys.map(pair)
