@@ -50,15 +50,17 @@ impl Log {
         })
     }
 
+    /// Whether there is a line that contains all of these.
+    pub(super) fn has(&self, parts: &[&str]) -> bool {
+        let log = self.0.lock();
+        let text = String::from_utf8_lossy(&log);
+        text.lines().any(|line| parts.iter().all(|p| line.contains(p)))
+    }
+
     /// Waits for a line that contains all of these.
     pub(super) fn wait_for(&self, parts: &[&str]) {
-        let found = eventually(|| {
-            let log = self.0.lock();
-            let text = String::from_utf8_lossy(&log);
-            text.lines().any(|line| parts.iter().all(|p| line.contains(p)))
-        });
         assert!(
-            found,
+            eventually(|| self.has(parts)),
             "{parts:?} not in:\n{}",
             String::from_utf8_lossy(&self.0.lock())
         );

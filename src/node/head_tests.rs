@@ -225,6 +225,27 @@ fn tell(attacker: &mut Attacker, heads: &[Vec<u8>], closes: bool) {
 }
 
 #[test]
+fn who_was_just_given_the_right_to_write_is_not_blamed_for_using_it() {
+    let key = group(88);
+    let a = admin(88);
+    let (b, host) = (Member::new(&key, Role::Reader), Member::new(&key, Role::Host));
+    let node_a = first(&a, &[&b, &host]);
+    let b = b.knowing(&node_a);
+    let node_b = b.start();
+    // The host hears of it after B, from B.
+    let host = host.knowing(&node_b);
+    let node_host = host.start();
+    assert!(eventually(|| connected(&node_b) == 2));
+    node_a.group().set_role(&node_b.device(), Role::Writer).unwrap();
+    let head = b.head(None, 1);
+    assert!(eventually(|| node_b.publish_head(&head).is_ok()));
+    assert!(eventually(
+        || knows(&node_host, &[&head]) && knows(&node_a, &[&head])
+    ));
+    assert!(!Log::get().has(&[&node_b.device().short(), "none that writes"]));
+}
+
+#[test]
 fn a_removed_devices_head_is_dropped_everywhere_and_for_good() {
     let key = group(82);
     let a = admin(82);

@@ -240,8 +240,8 @@ impl Heads {
         Some(book.iter().filter(|head| self.allows(head)).map(place).collect())
     }
 
-    /// The heads that somebody who knows these lacks, encoded.
-    pub(super) fn beyond(&self, known: Vec<Place>) -> Vec<[u8; HEAD_LEN]> {
+    /// The heads that somebody who knows these lacks, encoded. `own`: this device's among them.
+    pub(super) fn beyond(&self, known: Vec<Place>, own: bool) -> Vec<[u8; HEAD_LEN]> {
         let known: std::collections::BTreeMap<DeviceId, Place> =
             known.into_iter().map(|place| (place.device, place)).collect();
         let book = self.book.lock();
@@ -250,21 +250,21 @@ impl Heads {
                 head.seq > theirs.seq || (head.seq == theirs.seq && head.hash() < theirs.hash)
             })
         });
-        self.encoded(lacking)
+        self.encoded(lacking, own)
     }
 
-    /// What is new since a version, for a member: not what came from it. And the version as it is now.
-    pub(super) fn since(&self, version: u64, to: &DeviceId) -> (Vec<[u8; HEAD_LEN]>, u64) {
+    /// What is new since a version, for a member: not what came from it. And the version as it is now. `own`: this device's among it.
+    pub(super) fn since(&self, version: u64, to: &DeviceId, own: bool) -> (Vec<[u8; HEAD_LEN]>, u64) {
         let book = self.book.lock();
-        (self.encoded(book.since(version, to)), book.version())
+        (self.encoded(book.since(version, to), own), book.version())
     }
 
-    fn encoded<'a>(&self, heads: impl Iterator<Item = &'a Head>) -> Vec<[u8; HEAD_LEN]> {
+    fn encoded<'a>(&self, heads: impl Iterator<Item = &'a Head>, own: bool) -> Vec<[u8; HEAD_LEN]> {
         #[cfg(test)]
         if self.mute.load(std::sync::atomic::Ordering::Relaxed) {
             return Vec::new();
         }
-        let allowed = heads.filter(|head| self.allows(head));
+        let allowed = heads.filter(|head| self.allows(head) && (own || head.device != self.own));
         allowed
             .filter_map(|head| head.encode(&self.group).try_into().ok())
             .collect()

@@ -126,6 +126,7 @@ async fn converse(
     let (read, mut write) = stream.split();
     let mut read = BufReader::with_capacity(READ_BUFFER, read);
     let client = Mutex::new(client);
+    let own_head = teller.tells_own_head();
     let reader = async {
         loop {
             let frame = match read_frame(&mut read).await {
@@ -147,7 +148,7 @@ async fn converse(
                         local.work.waste(data);
                         continue;
                     };
-                    match Teller::take(local, reply).await {
+                    match Teller::take(local, reply, own_head).await {
                         Ok(asks) => {
                             let mut client = client.lock();
                             outbox.put(asks.into_iter().flat_map(|ask| client.ask(ask)), admission);

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::base::DeviceId;
-use crate::keys::Certificate;
 use crate::keys::certificate::Membership;
 use crate::keys::head::HEAD_LEN;
+use crate::keys::{Certificate, Role};
 
 use super::client::{Ask, Reply};
 use super::frame::{Frame, Gift, STATEMENTS_AT_ONCE};
@@ -43,6 +43,9 @@ pub(super) struct Teller {
     /// Up to which version of the heads the peer was told, and before when it is told no more.
     heads_told: u64,
     heads_next: tokio::time::Instant,
+    /// Whether this device showed that it may write when the connection began. If that came later, the connection is about to end, and until
+    /// then the peer would take a head of this device for a forgery.
+    writes: bool,
     tick: Interval,
     ticks: u32,
 }
@@ -60,9 +63,15 @@ impl Teller {
             heads: local.heads.subscribe(),
             heads_told: local.heads.version(),
             heads_next: tokio::time::Instant::now(),
+            writes: local.members.role() >= Role::Writer,
             tick,
             ticks: 0,
         }
+    }
+
+    /// Whether this device's own head is told.
+    pub(super) fn tells_own_head(&self) -> bool {
+        self.writes
     }
 
     /// Waits for the next thing to tell; an error is why the connection has to end.
@@ -95,7 +104,7 @@ impl Teller {
                 self.ticks = self.ticks.wrapping_add(1);
             }
             () = heads => {
-                let (new, told) = self.local.heads.since(self.heads_told, &self.device);
+                let (new, told) = self.local.heads.since(self.heads_told, &self.device, self.writes);
                 self.heads_told = told;
                 self.heads_next = tokio::time::Instant::now() + HEADS_SETTLE;
                 asks.extend(newer(&new));
@@ -107,8 +116,13 @@ impl Teller {
         Ok(asks)
     }
 
-    /// What follows from an answer of this kind: more to tell, or why the peer is at fault. Other replies come back.
-    pub(super) async fn take(local: &Arc<Local>, reply: Reply) -> Result<Vec<Ask>, Result<Reply, String>> {
+    /// What follows from an answer of this kind: more to tell (`own`: this device's own head as well), or why the peer is at fault. Other
+    /// replies come back.
+    pub(super) async fn take(
+        local: &Arc<Local>,
+        reply: Reply,
+        own: bool,
+    ) -> Result<Vec<Ask>, Result<Reply, String>> {
         match reply {
             Reply::Known(ids) => {
                 let beyond = local.members.beyond(ids);
@@ -126,7 +140,7 @@ impl Teller {
                 }
                 Ok(Vec::new())
             }
-            Reply::Heads(known) => Ok(newer(&local.heads.beyond(known))),
+            Reply::Heads(known) => Ok(newer(&local.heads.beyond(known, own))),
             other => Err(Ok(other)),
         }
     }
