@@ -11,7 +11,7 @@
 //! |---|---|
 //! | 6 | `main.rs`, `cli`, `mount-helpers/` |
 //! | 5 | `daemon` |
-//! | 4 | `fuse`, `control`, `replica` |
+//! | 4 | `fuse`, `control`, `sync`, `replica` |
 //! | 3 | `volume`, `node` |
 //! | 2 | `store`, `folder` |
 //! | 1 | `seal` ← `keys` ← `object` ← `merge` |
@@ -30,4 +30,5 @@ pub mod object;
 pub mod replica;
 pub mod seal;
 pub mod store;
+pub mod sync;
 pub mod volume;

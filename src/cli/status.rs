@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::environment::Environment;
 use super::locate::{self, Place};
 use super::report::{Outcome, from_daemon, print, print_json, size};
-use crate::control::{Peer, Replication, Status, client};
+use crate::control::{Peer, Replication, Standing, Status, Tree, client};
 use crate::daemon::{self, Located};
 
 /// Show how a volume is, or all volumes that are running.
@@ -103,6 +103,9 @@ fn show(status: &Status, json: bool) -> Outcome {
     if let Some(replication) = &status.replication {
         super::replicas::show(replication);
     }
+    if let Some(tree) = &status.tree {
+        print(format_args!("tree     {}", standing(tree)));
+    }
     let work = &status.work;
     print(format_args!(
         "work     {} statements in {} commits; {} chunks sealed ({}), {} opened ({})",
@@ -144,6 +147,31 @@ fn show(status: &Status, json: bool) -> Outcome {
         ));
     }
     Ok(())
+}
+
+/// Where the tree is, in a line.
+fn standing(tree: &Tree) -> String {
+    let count = |standing| tree.devices.iter().filter(|of| of.standing == standing).count();
+    let (same, behind, ahead) = (
+        count(Standing::Same),
+        count(Standing::Behind),
+        count(Standing::Ahead),
+    );
+    let mut line = match (&tree.snapshot, tree.changed) {
+        (None, false) => "nothing committed yet".to_owned(),
+        (Some(id), false) => format!("snapshot {}", id.short()),
+        (None, true) => "changes wait for their first commit".into(),
+        (Some(id), true) => format!("changes wait for their commit after snapshot {}", id.short()),
+    };
+    if !tree.devices.is_empty() {
+        line += &format!(
+            "; {same} other devices have the same, {behind} less, {ahead} something that is not here yet"
+        );
+    }
+    if let Some(waiting) = &tree.waiting {
+        line += &format!("; waits: {waiting}");
+    }
+    line
 }
 
 /// Bytes that are only here, as far as this device knows.

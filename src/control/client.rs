@@ -247,6 +247,7 @@ mod tests {
                     store: Totals::default(),
                     network: None,
                     replication: None,
+                    tree: None,
                     work: Work::default(),
                     stalls: Vec::new(),
                     warnings: Vec::new(),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::path_text;
+use super::tree::Tree;
 use crate::base::work::Work;
 use crate::base::{DeviceId, GroupId, VolumeId};
 use crate::store::StoreStats;
@@ -222,6 +223,9 @@ pub struct Status {
     /// How well what it keeps is replicated; none without a network.
     #[serde(default)]
     pub replication: Option<Replication>,
+    /// Where the volume's tree is; none on a host.
+    #[serde(default)]
+    pub tree: Option<Tree>,
     /// What it has done since its start.
     #[serde(default)]
     pub work: Work,

@@ -8,12 +8,14 @@ mod line;
 pub mod message;
 mod path_text;
 mod server;
+pub mod tree;
 
 pub use message::{
     Answer, Changed, Copied, Exchange, Failure, Freed, Garbage, Group, Groups, Health, Member, Network, Peer,
     Pinned, Progress, Replication, Reply, Request, Stall, Status, Totals, Verified,
 };
 pub use server::{Handler, Server, ServerError};
+pub use tree::{Standing, Tree, TreeOf};
 
 use std::path::{Path, PathBuf};
 

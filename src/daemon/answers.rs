@@ -1,9 +1,10 @@
 //! What a running daemon answers on its control socket.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -16,10 +17,11 @@ use super::network::Networking;
 use super::replication::Replication;
 use super::run::Event;
 use super::scrub::Damaged;
+use super::trees::Trees;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
-use crate::base::work;
-use crate::control::{Answer, Failure, Handler, Progress, Request, Status};
+use crate::base::{DeviceId, work};
+use crate::control::{Answer, Failure, Handler, Progress, Request, Standing, Status, Tree};
 use crate::node::{Members, PeerInfo};
 use crate::store::{BlockStore, SqliteStore, Tiered};
 use crate::volume::Volume;
@@ -41,6 +43,7 @@ pub(super) struct Answers {
     mountpoint: Option<PathBuf>,
     read_only: bool,
     damaged: Damaged,
+    trees: Option<Arc<Trees>>,
     events: Mutex<Sender<Event>>,
 }
 
@@ -56,6 +59,7 @@ impl Answers {
         located: &Located,
         mountpoint: Option<PathBuf>,
         damaged: &Damaged,
+        trees: Option<Arc<Trees>>,
         events: Sender<Event>,
     ) -> Self {
         Self {
@@ -75,6 +79,7 @@ impl Answers {
             mountpoint,
             read_only: assembly.read_only(),
             damaged: Arc::clone(damaged),
+            trees,
             events: Mutex::new(events),
         }
     }
@@ -104,6 +109,7 @@ impl Answers {
             store: stats.into(),
             network: self.network.as_ref().map(|network| network.summary()),
             replication: self.replication.as_deref().map(care::health).transpose()?,
+            tree: self.trees.as_ref().map(|trees| trees.look()),
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
             warnings: self.warnings(),
@@ -158,6 +164,47 @@ impl Answers {
         Ok(Answer::Stopped {
             pid: std::process::id(),
         })
+    }
+
+    /// Has everything committed; when asked to wait, until all that are connected have the same tree.
+    fn sync_trees(&self, wait_secs: u64, report: care::Report<'_>) -> Result<(), Failure> {
+        let what = "cannot bring the devices to the same tree";
+        let Some(trees) = &self.trees else { return Ok(()) };
+        let connected: HashSet<DeviceId> = match (&self.network, wait_secs) {
+            (Some(network), 1..) => {
+                let peers = network.peers()?;
+                peers
+                    .iter()
+                    .filter(|peer| peer.connected)
+                    .map(|peer| peer.device)
+                    .collect()
+            }
+            _ => HashSet::new(),
+        };
+        let until = Instant::now() + Duration::from_secs(wait_secs);
+        let mut tell = |tree: &Tree| {
+            let behind = tree.devices.iter().filter(|of| of.standing != Standing::Same);
+            let progress = Progress {
+                what: format!("the tree: {} devices have another one", behind.count()),
+                ..Progress::default()
+            };
+            report(progress).is_ok()
+        };
+        let same = trees
+            .wait(&connected, until, &mut tell)
+            .map_err(|e| Failure::new(what, e, "the log says more"))?;
+        if same || wait_secs == 0 {
+            return Ok(());
+        }
+        let why = trees
+            .look()
+            .waiting
+            .unwrap_or_else(|| "another device has not taken in everything yet".into());
+        Err(Failure::new(
+            what,
+            why,
+            "`dfs status` shows who has what; wait longer with `--wait SECONDS`",
+        ))
     }
 
     fn volume(&self, what: &str) -> Result<&Arc<Volume>, Failure> {
@@ -225,6 +272,7 @@ impl Handler for Answers {
                 if let Some(volume) = &self.volume {
                     care::write_back(volume)?;
                 }
+                self.sync_trees(wait_secs, report)?;
                 care::wait_for_replicas(self.replication(what)?, Duration::from_secs(wait_secs), report)
                     .map(Answer::Replication)
             }

@@ -10,14 +10,16 @@ use parking_lot::Mutex;
 use super::Located;
 use super::network::Networking;
 use super::replication::{Own, Replication, ShardFetch, Shards};
+use super::trees::{self, Trees};
 use super::watchdog;
 use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
 use crate::folder::config::Config;
-use crate::folder::state::Keyring;
+use crate::folder::state::{Keyring, StateDir};
 use crate::keys::DeviceKey;
 use crate::keys::certificate::Role;
 use crate::store::{BlockStore, Fetch, NoFetch, ReplicaStore, SqliteStore, StoreOptions, Tiered};
+use crate::sync::Journal;
 use crate::volume::{Announce, Retention, StatusText, Volume, VolumeOptions};
 
 /// What the command line says over `dfs.toml`; `None` leaves a setting as it is.
@@ -57,6 +59,8 @@ pub(super) struct Assembly {
     replication: Option<Arc<Replication>>,
     tiered: Arc<Tiered>,
     volume: Option<Arc<Volume>>,
+    /// Where the volume's tree was, if that is known.
+    journal: Option<Journal>,
     read_only: bool,
     timeout: Duration,
     metrics: Option<SocketAddr>,
@@ -105,6 +109,7 @@ impl Assembly {
             replication,
             tiered,
             volume: None,
+            journal: None,
             read_only: false,
             timeout: config.network.timeout,
             metrics: config.metrics.listen,
@@ -113,6 +118,7 @@ impl Assembly {
         let read_only = read_only(assembly.identity.role, options);
         assembly.read_only = read_only.is_some();
         if let Some(volume_keys) = keys.volume {
+            let journal = load_journal(&located.state);
             let volume = Volume::start(
                 folder,
                 volume_keys,
@@ -131,6 +137,7 @@ impl Assembly {
                         .as_ref()
                         .map(|replication| Arc::clone(replication) as Arc<dyn Retention>),
                     status: Some(status_text(&assembly)),
+                    retained: journal.as_ref().map(Journal::ids),
                     state: Some(located.state.clone()),
                 },
             )?;
@@ -141,6 +148,7 @@ impl Assembly {
                 replication.name_for(&volume)?;
             }
             assembly.volume = Some(volume);
+            assembly.journal = journal;
         } else if mounting {
             anyhow::bail!(
                 "this device is a host: it keeps the group's blocks and cannot read them; use `dfs serve`"
@@ -192,6 +200,26 @@ impl Assembly {
         self.volume.as_ref()
     }
 
+    /// Begins to commit the volume's tree, and to compare it with those of others. None on a host, where the owner wants nothing changed,
+    /// and where it is not known what was committed before.
+    pub(super) fn start_trees(&self, located: &Located, key: DeviceKey) -> Option<Trees> {
+        let (volume, journal) = (self.volume.as_ref()?, self.journal.clone()?);
+        let reads_only = self.identity.role == Role::Reader;
+        if self.read_only && !reads_only {
+            return None;
+        }
+        let own = trees::Own {
+            key,
+            group: self.identity.group,
+            volume: located.marker.volume,
+            may_write: !self.read_only,
+        };
+        let node = self.network.as_ref().map(|network| Arc::clone(network.node()));
+        Trees::start(volume, &located.state, journal, node, own)
+            .inspect_err(|error| tracing::error!(%error, "nothing is committed: no thread for it"))
+            .ok()
+    }
+
     /// Writes everything back, makes it durable and closes the store; a second call does nothing. Goes on after a failure, and reports the first.
     pub(super) fn close(&self) -> anyhow::Result<()> {
         if std::mem::replace(&mut *self.closed.lock(), true) {
@@ -219,6 +247,14 @@ impl Drop for Assembly {
             tracing::error!("not everything could be written back: {e:#}");
         }
     }
+}
+
+/// A journal that cannot be read keeps nobody from his files either, but nothing is committed and nothing is thrown away.
+fn load_journal(state: &StateDir) -> Option<Journal> {
+    let loaded = Journal::load(state);
+    loaded
+        .inspect_err(|error| tracing::error!(%error, "it is not known what was committed: nothing is, and no space is given back"))
+        .ok()
 }
 
 /// Replication that cannot be started keeps nobody from his own files either.

@@ -23,6 +23,7 @@ mod replication;
 mod run;
 mod scrub;
 mod show;
+mod trees;
 mod watchdog;
 
 use std::path::PathBuf;

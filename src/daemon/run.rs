@@ -18,7 +18,9 @@ use super::{Located, PassphraseSource, Places, locate, open, process};
 use crate::base::VolumeId;
 use crate::control::{Failure, Server, client, socket_path};
 use crate::folder::state::{Holder, StateError, StateLock};
-use crate::fuse::{self, MountError, MountHandle, MountRequest};
+use crate::fuse::{self, Invalidator, MountError, MountHandle, MountRequest};
+use crate::keys::DeviceKey;
+use crate::volume::{Forget, Forgetter};
 
 /// How long a start waits for a previous daemon of the same state directory that is on its way out.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(60);
@@ -95,6 +97,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
 
     let mut options = request.options;
     options.read_only |= request.mount.as_ref().is_some_and(|mount| mount.flags.read_only);
+    let key = DeviceKey::from_bytes(&keys.device.seed());
     let assembly = Assembly::open(&located, keys, &options, request.mount.is_some())?;
     let watchdog = Watchdog::start(assembly.volume(), assembly.timeout())
         .inspect_err(|error| tracing::warn!(%error, "nobody watches for operations that make no progress"));
@@ -112,6 +115,10 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    if let (Some(volume), Some(mount)) = (assembly.volume(), &mount) {
+        volume.set_forgetter(Some(forgetter(mount.handle.invalidator())));
+    }
+    let trees = assembly.start_trees(&located, key).map(Arc::new);
     let socket = socket_path(&request.places.runtime_dir, located.state.path());
     let damaged = Damaged::default();
     let scrub = Scrub::start(assembly.store(), assembly.tiered(), &damaged)
@@ -121,6 +128,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         &located,
         mountpoint.clone(),
         &damaged,
+        trees.clone(),
         events,
     ));
     let metrics = assembly
@@ -162,6 +170,9 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     drop(plain_files);
     drop(metrics);
     drop(scrub);
+    if let Some(trees) = &trees {
+        trees.stop();
+    }
     let drained = assembly.close();
     drop(watchdog);
     let outcome = match (&drained, end.panicked) {
@@ -183,6 +194,17 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     tracing::info!("ended");
     drop(lock);
     outcome
+}
+
+/// Tells the kernel what changed without it.
+fn forgetter(invalidator: Invalidator) -> Forgetter {
+    Arc::new(move |forget| {
+        // What finds no place in the queue ends with the time limit of what is cached.
+        let _ = match forget {
+            Forget::Entry(parent, name) => invalidator.invalidate_entry(parent, &name),
+            Forget::Inode(ino) => invalidator.invalidate_inode(ino),
+        };
+    })
 }
 
 /// A page that cannot be had keeps nobody from his files.

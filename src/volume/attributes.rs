@@ -11,6 +11,7 @@ use rustix::fs::{
 };
 
 use super::error::{Result, VolumeError};
+use super::look::ID;
 use super::nodes::Place;
 use super::open_file::{OpenFile, choose};
 use super::shown::is_shown;
@@ -89,6 +90,8 @@ impl Volume {
         let context = "change attributes";
         let host = |error: rustix::io::Errno| VolumeError::host(context, error);
         if let Some(file) = &open {
+            let _still = self.renames.read();
+            self.note_inode(ino);
             if owner != (None, None) {
                 rustix::fs::fchown(&file.host, owner.0, owner.1).map_err(host)?;
             }
@@ -109,6 +112,7 @@ impl Volume {
             }
         } else if owner != (None, None) || set.mode.is_some() || times.is_some() {
             let _still = self.renames.read();
+            self.note_inode(ino);
             let (place, _) = self.stat_place(ino)?;
             if owner != (None, None) {
                 rustix::fs::chownat(
@@ -168,7 +172,7 @@ impl Volume {
             self.write_back(&file)?;
         }
         let flags = XattrFlags::from_bits_truncate(flags.cast_unsigned());
-        self.at_inode(ino, |at| match at {
+        self.at_inode(ino, true, |at| match at {
             At::Path(path) => rustix::fs::lsetxattr(path, name, value, flags),
             At::Open(host) => rustix::fs::fsetxattr(host, name, value, flags),
         })?;
@@ -183,8 +187,11 @@ impl Volume {
         if name == STATE && self.nodes.kind(ino) == Some(FileKind::Regular) && !is_shown(ino) {
             return Ok(self.whereabouts(ino)?.to_string().into_bytes());
         }
+        if name == ID {
+            return Err(VolumeError::host("extended attribute", rustix::io::Errno::NODATA));
+        }
         let mut value = vec![0u8; XATTR_MAX];
-        let len = self.at_inode(ino, |at| match at {
+        let len = self.at_inode(ino, false, |at| match at {
             At::Path(path) => rustix::fs::lgetxattr(path, name, &mut value[..]),
             At::Open(host) => rustix::fs::fgetxattr(host, name, &mut value[..]),
         })?;
@@ -195,11 +202,17 @@ impl Volume {
     /// The names of extended attributes, each followed by a NUL.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
         let mut list = vec![0u8; XATTR_MAX];
-        let len = self.at_inode(ino, |at| match at {
+        let len = self.at_inode(ino, false, |at| match at {
             At::Path(path) => rustix::fs::llistxattr(path, &mut list[..]),
             At::Open(host) => rustix::fs::flistxattr(host, &mut list[..]),
         })?;
         list.truncate(len);
+        if let Some(at) = list
+            .windows(ID.len() + 1)
+            .position(|name| name.split_last() == Some((&0, ID.as_bytes())))
+        {
+            list.drain(at..=at + ID.len());
+        }
         Ok(list)
     }
 
@@ -207,7 +220,7 @@ impl Volume {
     pub fn removexattr(&self, ino: u64, name: &OsStr) -> Result<()> {
         self.check_writable()?;
         let wish = Self::check_wish(name, None)?;
-        self.at_inode(ino, |at| match at {
+        self.at_inode(ino, true, |at| match at {
             At::Path(path) => rustix::fs::lremovexattr(path, name),
             At::Open(host) => rustix::fs::fremovexattr(host, name),
         })?;
@@ -218,14 +231,22 @@ impl Volume {
     }
 
     /// Runs a call on the host inode: through the open `.f` where there is one, since its names may be gone, by name otherwise.
-    fn at_inode<T>(&self, ino: u64, call: impl FnOnce(At<'_>) -> rustix::io::Result<T>) -> Result<T> {
+    fn at_inode<T>(
+        &self,
+        ino: u64,
+        changes: bool,
+        call: impl FnOnce(At<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T> {
         if is_shown(ino) {
             return Err(VolumeError::Unsupported);
+        }
+        let _still = self.renames.read();
+        if changes {
+            self.note_inode(ino);
         }
         let outcome = if let Some(file) = self.handles.open_file(ino) {
             call(At::Open(&file.host))
         } else {
-            let _still = self.renames.read();
             let place = self.nodes.place(&self.folder, ino)?;
             call(At::Path(&proc_path(place.dir.as_fd(), &place.host)))
         };

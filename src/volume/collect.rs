@@ -43,7 +43,7 @@ pub struct Marked {
     /// Those that name others.
     index: HashMap<BlockId, Needs>,
     /// Of the file that is being looked at.
-    needs: Needs,
+    pub(super) needs: Needs,
     /// Blocks that name others and are elsewhere, with their depth and what they need; `None`: there must not be any.
     elsewhere: Option<Vec<(BlockId, u8, Needs)>>,
 }
@@ -101,7 +101,7 @@ impl Marked {
     }
 
     /// False when the block, and so all below it, was looked at for a file with no lesser needs.
-    fn add_index(&mut self, id: BlockId) -> bool {
+    pub(super) fn add_index(&mut self, id: BlockId) -> bool {
         let needs = self.needs;
         match self.index.entry(id) {
             Entry::Vacant(place) => {
@@ -130,7 +130,7 @@ impl Volume {
     /// Removes the blocks that nothing refers to. Returns how many.
     pub fn collect(&self) -> Result<u64> {
         // An import has blocks that no file names yet.
-        let _no_import = self.importing.lock();
+        let _alone = self.lock_collection();
         let garbage = self.garbage.swap(0, Ordering::Relaxed);
         self.sync_all()?;
         if let Some(retention) = self.blocks.retention() {
@@ -149,11 +149,14 @@ impl Volume {
         outcome
     }
 
-    /// What the `.f` files name and the open files hold.
+    /// What the `.f` files and the retained snapshots name and the open files hold.
     pub(super) fn mark(&self) -> Result<Marked> {
         self.moved.store(false, Ordering::SeqCst);
         let mut marked = self.mark_folder()?;
+        self.mark_snapshots(&mut marked)?;
+        self.mark_elsewhere(&mut marked)?;
         self.mark_open(&mut marked)?;
+        self.mark_elsewhere(&mut marked)?;
         Ok(marked)
     }
 
@@ -190,7 +193,7 @@ impl Volume {
 
     /// What the `.f` files name.
     pub(super) fn mark_folder(&self) -> Result<Marked> {
-        let mut marked = Marked::new(self.default_needs());
+        let mut marked = Marked::as_far_as_here(self.default_needs());
         self.mark_below(PathBuf::new(), marked.needs, &mut marked)?;
         if self.moved.load(Ordering::SeqCst) {
             return Err(VolumeError::Invalid("files moved while the folder was walked"));
@@ -285,7 +288,7 @@ impl Volume {
         Ok(self.durability.of(self.shown_ino(stat.st_ino)).is_some())
     }
 
-    fn mark_content(&self, content: &Content, marked: &mut Marked) -> Result<()> {
+    pub(super) fn mark_content(&self, content: &Content, marked: &mut Marked) -> Result<()> {
         match content {
             Content::Index { depth, refs } => refs
                 .iter()
@@ -341,7 +344,7 @@ impl Volume {
 
     /// Blocks of the store that nothing refers to. Removes none.
     pub fn garbage(&self) -> Result<Vec<BlockId>> {
-        let _no_import = self.importing.lock();
+        let _alone = self.lock_collection();
         self.sync_all()?;
         self.blocks.begin_watch();
         let found = self.mark().and_then(|marked| {

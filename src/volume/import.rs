@@ -87,6 +87,7 @@ impl Volume {
     pub fn import_below(&self, host: &Path, each: &mut dyn FnMut(&Imported)) -> Result<Imported> {
         self.check_writable()?;
         let _one = self.importing.lock();
+        let _no_collection = self.committing();
         let mut run = Run {
             volume: self,
             done: Imported::default(),
@@ -146,6 +147,16 @@ impl Volume {
 }
 
 impl Run<'_> {
+    /// What was at a path is a file of the volume now, with this host name. Directories on the way may be new to it too.
+    fn note(&self, path: &Path, target: &OsStr) {
+        let mut below = path.parent().unwrap_or(Path::new(""));
+        self.volume.note_path(below, target);
+        while let (Some(above), Some(name)) = (below.parent(), below.file_name()) {
+            self.volume.note_path(above, name);
+            below = above;
+        }
+    }
+
     fn failed(&mut self, path: &Path, error: &dyn std::fmt::Display) {
         tracing::warn!(file = %path.display(), %error, "a plain file is not imported");
         self.done.failures.push(format!("{}: {error}", path.display()));
@@ -160,6 +171,7 @@ impl Run<'_> {
             let target = self.free_name(dir, name)?;
             rustix::fs::renameat_with(dir, name, dir, &target, RenameFlags::NOREPLACE)
                 .map_err(|error| VolumeError::host("rename", error))?;
+            self.note(path, &target);
             self.done.files += 1;
             return Ok(());
         }
@@ -168,6 +180,7 @@ impl Run<'_> {
             rustix::fs::linkat(first_dir, first, dir, &target, AtFlags::empty())
                 .and_then(|()| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
                 .map_err(|error| VolumeError::host("link", error))?;
+            self.note(path, &target);
             self.done.files += 1;
             return Ok(());
         }
@@ -328,6 +341,7 @@ impl Run<'_> {
             .map_err(|error| VolumeError::host("put the new file in place", error))?;
             target
         };
+        self.note(&sealed.shown, &target);
         rustix::fs::unlinkat(&sealed.dir, &sealed.host, AtFlags::empty())
             .map_err(|error| VolumeError::host("remove the plain file", error))?;
         if sealed.stat.st_nlink > 1 {

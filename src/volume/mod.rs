@@ -4,11 +4,13 @@
 //! `tree` finds and changes names, `attributes` what inodes carry, `handles` what is open; `read`, `spill` and `write_back` move content between
 //! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds.
 
+mod apply;
 mod attributes;
 mod background;
 mod beside;
 mod blocks;
 mod budget;
+mod changes;
 mod collect;
 mod copy_range;
 mod durability;
@@ -17,6 +19,7 @@ mod fold;
 mod handles;
 mod import;
 mod listing;
+mod look;
 #[cfg(test)]
 mod model_tests;
 mod nameless;
@@ -31,6 +34,7 @@ mod size_cache;
 #[cfg(test)]
 mod size_cache_tests;
 mod sizes;
+mod snapshots;
 mod spill;
 #[cfg(test)]
 mod tests;
@@ -40,14 +44,18 @@ mod waiting_tests;
 mod wishes;
 mod write_back;
 
+pub use apply::{Applied, Forget, Forgetter, Prepared};
 pub use attributes::CAPABILITY;
 pub use beside::Beside;
+pub use changes::Noted;
 pub use collect::Marked;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
+pub use look::{DirAt, Seen, What};
 pub use open_file::{Chosen, choose};
 pub use retention::Retention;
 pub use shown::StatusText;
+pub use snapshots::{TreeNodes, of_map};
 pub use wishes::{Brought, Needs, PINNED, REPLICAS, Whereabouts};
 pub use write_back::Synced;
 
@@ -57,8 +65,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::base::RootId;
 use crate::base::limits::FETCH_TIMEOUT_SECS;
+use crate::base::{BlockId, RootId};
 use crate::folder::Folder;
 use crate::folder::state::StateDir;
 use crate::keys::VolumeKeys;
@@ -67,6 +75,7 @@ use crate::store::Tiered;
 use self::background::Background;
 use self::blocks::Blocks;
 use self::budget::Budget;
+use self::changes::Changes;
 use self::durability::Durability;
 use self::fold::Fragmented;
 use self::handles::Handles;
@@ -143,6 +152,8 @@ pub struct VolumeOptions {
     pub retention: Option<Arc<dyn Retention>>,
     /// What `.dfs/status` in the mount says.
     pub status: Option<StatusText>,
+    /// The snapshots whose blocks are needed; `None`: that is not known, and nothing may be collected.
+    pub retained: Option<Vec<BlockId>>,
     /// Where the sizes of files are kept between two mounts, if anywhere.
     pub state: Option<StateDir>,
 }
@@ -169,6 +180,7 @@ impl Default for VolumeOptions {
             announce: None,
             retention: None,
             status: None,
+            retained: Some(Vec::new()),
             state: None,
         }
     }
@@ -186,6 +198,10 @@ pub struct Volume {
     durability: Durability,
     budget: Budget,
     background: Background,
+    changes: Changes,
+    forgetter: RwLock<Option<Forgetter>>,
+    /// Owners that other devices gave are kept.
+    owners: bool,
     fragmented: Fragmented,
     /// Held shared while a path is used, exclusively while one changes.
     renames: RwLock<()>,
@@ -193,8 +209,12 @@ pub struct Volume {
     moved: AtomicBool,
     /// Bytes freed or rewritten since the last collection.
     garbage: AtomicU64,
-    /// Held during an import, and during a collection.
+    /// Held during an import.
     importing: Mutex<()>,
+    /// Held by a collection alone; shared by whoever stores blocks that nothing names yet.
+    collecting: RwLock<()>,
+    /// The snapshots whose blocks are needed; `None`: that is not known.
+    retained: Mutex<Option<Vec<BlockId>>>,
     /// Whether new inodes must be given to the caller: this process is root.
     gives_away: bool,
     root_host_ino: u64,
@@ -246,11 +266,16 @@ impl Volume {
             durability: Durability::default(),
             budget: Budget::new(options.write_budget),
             background: Background::default(),
+            changes: Changes::default(),
+            forgetter: RwLock::new(None),
+            owners: false,
             fragmented: Fragmented::default(),
             renames: RwLock::new(()),
             moved: AtomicBool::new(false),
             garbage: AtomicU64::new(0),
             importing: Mutex::new(()),
+            collecting: RwLock::new(()),
+            retained: Mutex::new(options.retained),
             gives_away: rustix::process::geteuid().is_root(),
             root_host_ino: root.st_ino,
             timeout: options.timeout,

@@ -225,6 +225,27 @@ impl Nodes {
         parts.join("/")
     }
 
+    /// A directory and all that it is in, the top one left out.
+    pub fn line(&self, ino: u64) -> Vec<u64> {
+        let map = self.map.lock();
+        let (mut line, mut at) = (Vec::new(), ino);
+        while at != ROOT_INO && line.len() < DEPTH_MAX {
+            line.push(at);
+            let Some((parent, _)) = map.get(&at).and_then(|node| node.names.last()) else {
+                break;
+            };
+            at = *parent;
+        }
+        line
+    }
+
+    /// One more reference to an inode that is known. Says whether it is.
+    pub fn hold(&self, ino: u64) -> bool {
+        let mut map = self.map.lock();
+        let node = map.get_mut(&ino);
+        node.map(|node| node.lookups += 1).is_some()
+    }
+
     fn host_path(&self, ino: u64) -> Result<PathBuf> {
         let map = self.map.lock();
         let mut parts = Vec::new();

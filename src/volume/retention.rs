@@ -51,7 +51,7 @@ impl Volume {
         let Some(retention) = self.blocks.retention() else {
             return Ok(());
         };
-        let _no_import = self.importing.lock();
+        let _alone = self.lock_collection();
         self.sync_all()?;
         retention.begin();
         let named = self.mark();

@@ -90,6 +90,8 @@ impl Volume {
         let from = self.nodes.place(&self.folder, ino)?;
         let dir = self.nodes.dir(&self.folder, parent)?;
         let host = names::file_to_host(name);
+        self.note_inode(ino);
+        self.note(parent, name);
         rustix::fs::linkat(&from.dir, &from.host, &dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("link", error))?;
         self.moved.store(true, Ordering::SeqCst);
@@ -110,6 +112,7 @@ impl Volume {
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the file", error))?;
         let held = hold(&dir, &host, &stat);
+        self.note(parent, name);
         rustix::fs::unlinkat(&dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("unlink", error))?;
         self.name_gone(&stat, held, parent, name);
@@ -126,6 +129,7 @@ impl Volume {
         let stat =
             stat_at(dir.as_fd(), &host).map_err(|error| VolumeError::host("look at the directory", error))?;
         let held = hold(&dir, &host, &stat);
+        self.note(parent, name);
         rustix::fs::unlinkat(&dir, &host, AtFlags::REMOVEDIR)
             .map_err(|error| VolumeError::host("rmdir", error))?;
         self.name_gone(&stat, held, parent, name);
@@ -188,6 +192,8 @@ impl Volume {
             .as_ref()
             .filter(|(_, other)| mode == RenameMode::Replace && other.st_ino != stat.st_ino);
         let held = replaced.and_then(|(host, other)| hold(&new_dir, host, other));
+        self.note(parent, name);
+        self.note(new_parent, new_name);
         rustix::fs::renameat_with(&dir, &host, &new_dir, &new_host, flags)
             .map_err(|error| VolumeError::host("rename", error))?;
         self.moved.store(true, Ordering::SeqCst);
@@ -226,6 +232,7 @@ impl Volume {
         let host = names::file_to_host(name);
         let mode = self.masked(&dir, mode, caller);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        self.note(parent, name);
         let file = open_below(dir.as_fd(), &host, flags, Mode::from_raw_mode(mode))
             .map_err(|error| VolumeError::host("create", error))?;
         self.give_away(&dir, &host, FileKind::Regular, mode, caller)?;
@@ -249,6 +256,7 @@ impl Volume {
         let dir = self.nodes.dir(&self.folder, parent)?;
         let host = to_host(kind, name);
         let mode = self.masked(&dir, mode, caller);
+        self.note(parent, name);
         how(&dir, &host, Mode::from_raw_mode(mode)).map_err(|error| VolumeError::host("create", error))?;
         self.give_away(&dir, &host, kind, mode, caller)?;
         let stat = stat_at(dir.as_fd(), &host)

@@ -13,6 +13,7 @@ use rustix::fs::XattrFlags;
 
 use super::collect::{Marked, host_path};
 use super::error::{Result, VolumeError};
+use super::look::ID;
 use super::open_file::OpenFile;
 use super::{ROOT_INO, Volume};
 use crate::base::activity::{self, Refused, Waits};
@@ -166,7 +167,7 @@ impl Volume {
     /// Refuses what cannot be wished. True when `name` is a wish.
     pub(super) fn check_wish(name: &OsStr, value: Option<&[u8]>) -> Result<bool> {
         match name.to_str() {
-            Some(STATE) => Err(VolumeError::NotPermitted),
+            Some(STATE | ID) => Err(VolumeError::NotPermitted),
             Some(name @ (REPLICAS | PINNED)) => match value {
                 Some(value) if parse(name, value).is_none() => Err(VolumeError::Invalid(
                     "user.dfs.replicas is a number from 0 to 16, user.dfs.pinned 1 or 0",

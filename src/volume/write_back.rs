@@ -257,6 +257,7 @@ impl Volume {
             .map_err(|error| VolumeError::host("write the .f", error))?;
         state.generation = manifest.generation;
         state.latest = Some(target);
+        self.note_inode(file.ino);
         state.changed = false;
         state.failed = None;
         if state.root != root {
@@ -394,7 +395,7 @@ fn offsets(refs: &[IndexRef]) -> impl Iterator<Item = (u64, IndexRef)> {
     })
 }
 
-fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>, u64)> {
+pub(super) fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>, u64)> {
     if encoded.is_empty() {
         return Ok((Vec::new(), 0));
     }

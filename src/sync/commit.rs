@@ -1,0 +1,396 @@
+//! A commit: what changed in the folder becomes a new tree, at the cost of what changed.
+//!
+//! Files are followed by the ids in their slots, directories by theirs; what has none (links, special files, empty files) by its place.
+//! Invariant: the new tree has every name that was looked at as it was then, and all others as before. Called by `engine`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::base::tree::{Meta, Place};
+use crate::base::{DeviceId, FileId};
+use crate::object::map::{self, Edits, Root};
+use crate::object::record::{Body, Record, file_entries, key, own_key};
+use crate::volume::{DirAt, Noted, Seen, TreeNodes, Volume, VolumeError, What, of_map};
+
+/// Of the volume.
+type Result<T> = std::result::Result<T, VolumeError>;
+
+/// Records changed before they go into the tree: what is held in memory at once.
+const FLUSH: usize = 50_000;
+
+/// A commit under way.
+struct Commit<'a> {
+    volume: &'a Volume,
+    device: DeviceId,
+    nodes: TreeNodes<'a>,
+    /// The tree before.
+    before: Root,
+    /// The tree so far.
+    now: Root,
+    edits: Edits,
+    /// Directories that have a place, and those that lost theirs.
+    placed: HashSet<FileId>,
+    lost: BTreeSet<FileId>,
+    /// Files of several names, before or now: where they were seen, and where they are not any more.
+    links: BTreeMap<FileId, Linked>,
+    /// Everything is looked at: what came from outside, copies among it.
+    everything: bool,
+    /// The inode that has an id.
+    claimed: HashMap<FileId, u64>,
+    /// What has no id of its own, to be looked at last: only then it is known which ids are free.
+    later: Vec<(FileId, OsString, Seen)>,
+}
+
+#[derive(Default)]
+struct Linked {
+    seen: BTreeMap<Place, (Meta, Body)>,
+    gone: BTreeSet<Place>,
+}
+
+/// The tree with all that was noted.
+pub(super) fn tree(volume: &Volume, device: DeviceId, before: Root, noted: &Noted) -> Result<Root> {
+    let mut commit = Commit {
+        volume,
+        device,
+        nodes: volume.tree_nodes(),
+        before,
+        now: before,
+        edits: Edits::new(),
+        placed: HashSet::new(),
+        lost: BTreeSet::new(),
+        links: BTreeMap::new(),
+        everything: noted.is_everything(),
+        claimed: HashMap::new(),
+        later: Vec::new(),
+    };
+    match commit.everything {
+        true => commit.look_at_everything()?,
+        false => commit.look_at(noted)?,
+    }
+    commit.look_at_rest()?;
+    commit.finish()
+}
+
+impl Commit<'_> {
+    fn look_at(&mut self, noted: &Noted) -> Result<()> {
+        for (mut dir, names) in self.volume.noted_dirs(noted)? {
+            let id = self.volume.ensure_dir_id(&mut dir)?;
+            for name in names {
+                let old = self.record(&key(&id, name.as_bytes()))?;
+                let seen = self.volume.look(&dir, &name);
+                self.take(&dir, id, &name, old, seen)?;
+            }
+            self.flush(FLUSH)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_everything(&mut self) -> Result<()> {
+        let volume = self.volume;
+        let mut seen_dirs = HashSet::new();
+        volume.walk_dirs(&mut |dir, names| {
+            // A copy of a directory has the id of the first.
+            if dir.id.is_some_and(|id| seen_dirs.contains(&id)) {
+                volume.set_dir_id(dir, volume.new_id()?)?;
+            }
+            let id = volume.ensure_dir_id(dir)?;
+            seen_dirs.insert(id);
+            let mut old = self.listed(&id)?;
+            for (name, _) in names {
+                let before = old.remove(name.as_bytes());
+                let seen = volume.look(dir, name);
+                self.take(dir, id, name, before, seen)?;
+            }
+            for (name, before) in old {
+                self.take(dir, id, OsStr::from_bytes(&name), Some(before), Ok(None))?;
+            }
+            self.flush(FLUSH)
+        })
+    }
+
+    fn look_at_rest(&mut self) -> Result<()> {
+        let mut by_inode = HashMap::new();
+        for (dir, name, seen) in std::mem::take(&mut self.later) {
+            let old = self.record(&key(&dir, name.as_bytes()))?;
+            let free = |id: &FileId| !self.claimed.contains_key(id);
+            // A copied `.f`, or nothing but its place says which one it is: then it is what was there, or new.
+            let same = match &old {
+                Some(Record::Node { id, body, .. }) if is_alike(body, &seen.what) => Some(*id),
+                Some(Record::Link { id }) if seen.linked => Some(*id),
+                _ => None,
+            };
+            let known = by_inode.get(&seen.ino).copied();
+            // Another name of what was met already.
+            let own = |id: &FileId| self.claimed.get(id).is_none_or(|ino| *ino == seen.ino);
+            let id = known.or(seen.id.filter(own)).or(same.filter(free));
+            let id = id.map_or_else(|| self.volume.new_id(), Ok)?;
+            self.claimed.insert(id, seen.ino);
+            by_inode.insert(seen.ino, id);
+            self.put(dir, &name, old, seen, id)?;
+            self.flush(FLUSH)?;
+        }
+        Ok(())
+    }
+
+    /// The records in a directory, as they were before.
+    fn listed(&self, id: &FileId) -> Result<BTreeMap<Box<[u8]>, Record>> {
+        let (mut found, mut wrong) = (BTreeMap::new(), None);
+        map::scan(&self.nodes, &self.before, id.as_bytes(), |key, value| {
+            match Record::decode_entry(key, value) {
+                Ok((at, _, _)) if at != *id => return ControlFlow::Break(()),
+                Ok((_, [], _)) => {}
+                Ok((_, name, record)) => drop(found.insert(name.into(), record)),
+                Err(error) => {
+                    wrong = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .map_err(of_map)?;
+        match wrong {
+            Some(error) => Err(damaged(&error)),
+            None => Ok(found),
+        }
+    }
+
+    fn record(&self, key: &[u8]) -> Result<Option<Record>> {
+        let found = map::get(&self.nodes, &self.before, key).map_err(of_map)?;
+        let decode = |value: Vec<u8>| Record::decode(&value).map_err(|error| damaged(&error));
+        found.map(decode).transpose()
+    }
+
+    /// What was found at a name takes the place of what was there before.
+    fn take(
+        &mut self,
+        dir: &DirAt,
+        id: FileId,
+        name: &OsStr,
+        old: Option<Record>,
+        seen: Result<Option<Seen>>,
+    ) -> Result<()> {
+        let seen = match seen {
+            Ok(Some(seen)) => seen,
+            Ok(None) => {
+                self.gone(id, name, old.as_ref(), None);
+                return Ok(());
+            }
+            Err(VolumeError::Damaged { path, reason }) => {
+                tracing::warn!(file = %path, %reason, "a damaged file stays in the snapshots as it was");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let own = match seen.id {
+            Some(own) => own,
+            None if seen.what == What::Directory => {
+                self.volume.ensure_dir_id(&mut self.volume.dir_in(dir, name)?)?
+            }
+            None => {
+                self.later.push((id, name.to_owned(), seen));
+                return Ok(());
+            }
+        };
+        let is_first = || self.before.id.is_none() || old.as_ref().and_then(id_at) == Some(own);
+        let is_other = match self.claimed.get(&own) {
+            Some(ino) => *ino != seen.ino,
+            None => self.everything && seen.what != What::Directory && !is_first(),
+        };
+        if is_other && seen.what != What::Directory {
+            self.later.push((id, name.to_owned(), seen));
+            return Ok(());
+        }
+        self.claimed.insert(own, seen.ino);
+        self.put(id, name, old, seen, own)
+    }
+
+    /// Records what is at a name.
+    fn put(&mut self, dir: FileId, name: &OsStr, old: Option<Record>, seen: Seen, id: FileId) -> Result<()> {
+        let before = old.as_ref().and_then(id_at);
+        self.gone(dir, name, old.as_ref(), Some(&id));
+        let place = Place {
+            parent: dir,
+            name: name.as_bytes().into(),
+        };
+        let at = key(&dir, name.as_bytes());
+        let mut meta = seen.meta;
+        let Some(body) = seen.what.into_body(self.device) else {
+            let old = self.record(&own_key(&id))?;
+            if let Some(Record::Own { meta: old, .. }) = &old {
+                meta.owner = old.owner;
+            }
+            let own = Record::Own {
+                parent: dir,
+                name: place.name,
+                meta,
+            };
+            self.placed.insert(id);
+            if old.as_ref() != Some(&own) {
+                self.edits.insert(own_key(&id), Some(own.encode()));
+            }
+            if before != Some(id) {
+                self.edits.insert(at, Some(Record::Directory { id }.encode()));
+            }
+            return Ok(());
+        };
+        let was_linked = matches!(old, Some(Record::Link { id: old }) if old == id);
+        if seen.linked || was_linked || id.is_derived() {
+            self.links.entry(id).or_default().seen.insert(place, (meta, body));
+            return Ok(());
+        }
+        let node = match &old {
+            Some(Record::Node {
+                id: old,
+                meta: had,
+                body: was,
+            }) if *old == id => {
+                meta.owner = had.owner;
+                Record::Node {
+                    id,
+                    meta,
+                    body: by_its_author(body, was),
+                }
+            }
+            _ => Record::Node { id, meta, body },
+        };
+        if old.as_ref() != Some(&node) {
+            self.edits.insert(at, Some(node.encode()));
+        }
+        Ok(())
+    }
+
+    /// What was at a name is there no more, unless it is `now`.
+    fn gone(&mut self, dir: FileId, name: &OsStr, old: Option<&Record>, now: Option<&FileId>) {
+        let Some(id) = old.and_then(id_at) else { return };
+        if Some(&id) == now {
+            return;
+        }
+        match old {
+            Some(Record::Directory { .. }) => drop(self.lost.insert(id)),
+            Some(Record::Link { .. }) => {
+                let place = Place {
+                    parent: dir,
+                    name: name.as_bytes().into(),
+                };
+                self.links.entry(id).or_default().gone.insert(place);
+            }
+            _ => {}
+        }
+        self.edits.insert(key(&dir, name.as_bytes()), None);
+    }
+
+    fn flush(&mut self, at_least: usize) -> Result<()> {
+        if self.edits.len() >= at_least {
+            let edits = std::mem::take(&mut self.edits);
+            self.now = map::update(&self.nodes, &self.now, &edits).map_err(of_map)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Root> {
+        for (id, linked) in std::mem::take(&mut self.links) {
+            self.link(id, linked)?;
+        }
+        // What is below a directory that is gone is gone with it, but for what has a place elsewhere now.
+        let mut lost: Vec<FileId> = self
+            .lost
+            .difference(&self.placed.iter().copied().collect())
+            .copied()
+            .collect();
+        while let Some(id) = lost.pop() {
+            for (name, record) in self.listed(&id)? {
+                match record {
+                    Record::Directory { id } if !self.placed.contains(&id) => lost.push(id),
+                    Record::Link { id: file } => {
+                        let place = Place {
+                            parent: id,
+                            name: name.clone(),
+                        };
+                        let linked = Linked {
+                            gone: BTreeSet::from([place]),
+                            ..Linked::default()
+                        };
+                        self.link(file, linked)?;
+                    }
+                    _ => {}
+                }
+                self.edits.entry(key(&id, &name)).or_insert(None);
+            }
+            self.edits.entry(own_key(&id)).or_insert(None);
+            self.flush(FLUSH)?;
+        }
+        self.flush(1)?;
+        Ok(self.now)
+    }
+
+    /// Records a file of several names, where they are now.
+    fn link(&mut self, id: FileId, linked: Linked) -> Result<()> {
+        // As an earlier part of this commit left it.
+        let found = match self.edits.get(&own_key(&id)) {
+            Some(changed) => changed.clone(),
+            None => map::get(&self.nodes, &self.now, &own_key(&id)).map_err(of_map)?,
+        };
+        let old = match found.as_deref().map(Record::decode).transpose() {
+            Ok(Some(Record::Shared { places, meta, body })) => Some((places, meta, body)),
+            Ok(_) => None,
+            Err(error) => return Err(damaged(&error)),
+        };
+        let mut places = old
+            .as_ref()
+            .map(|(places, ..)| places.clone())
+            .unwrap_or_default();
+        places.retain(|place| !linked.gone.contains(place));
+        places.extend(linked.seen.keys().cloned());
+        let newest = linked.seen.into_values().next_back();
+        let (meta, body) = match (newest, old) {
+            (Some((mut meta, body)), Some((_, had, was))) => {
+                meta.owner = had.owner;
+                (meta, by_its_author(body, &was))
+            }
+            (Some(new), None) => new,
+            (None, Some((_, meta, body))) => (meta, body),
+            (None, None) => return Ok(()),
+        };
+        self.edits.insert(own_key(&id), None);
+        if !places.is_empty() {
+            let entries = file_entries(id, places, meta, body).into_iter();
+            self.edits
+                .extend(entries.map(|(key, record)| (key, Some(record.encode()))));
+        }
+        Ok(())
+    }
+}
+
+/// The id of what has a name.
+pub(super) fn id_at(record: &Record) -> Option<FileId> {
+    match record {
+        Record::Node { id, .. } | Record::Directory { id } | Record::Link { id } => Some(*id),
+        Record::Own { .. } | Record::Shared { .. } => None,
+    }
+}
+
+/// Whether a link or special file, or a file that was empty, may be the one that was there before.
+fn is_alike(body: &Body, what: &What) -> bool {
+    match (body, what) {
+        (Body::File { .. }, What::File(..)) | (Body::Symlink(_), What::Symlink(_)) => true,
+        (Body::Special(was, _), What::Special(is, _)) => was == is,
+        _ => false,
+    }
+}
+
+/// Content that is as it was is still its author's.
+fn by_its_author(body: Body, was: &Body) -> Body {
+    match (&body, was) {
+        (Body::File { content, .. }, Body::File { content: before, .. }) if content == before => was.clone(),
+        _ => body,
+    }
+}
+
+pub(super) fn damaged(error: &dyn std::fmt::Display) -> VolumeError {
+    VolumeError::Damaged {
+        path: "snapshot".into(),
+        reason: error.to_string(),
+    }
+}

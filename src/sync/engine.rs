@@ -1,0 +1,393 @@
+//! One round after another: commit what changed here, take in what others committed, tell of where the folder is.
+//!
+//! Invariant: the folder is at the journal's head but for what is noted. A head is told of only when it and all that it needs here are durable.
+//! Called by `daemon`, from one thread; the rest is looked at from others.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::journal::Journal;
+use super::{Result, apply, commit, merging};
+use crate::base::clock::{Clock, SystemClock};
+use crate::base::types::Timestamp;
+use crate::base::{BlockId, DeviceId};
+use crate::folder::state::StateDir;
+use crate::object::map::Root;
+use crate::object::snapshot::{Made, Snapshot};
+use crate::volume::{Volume, VolumeError};
+
+/// A change that comes alone is committed after so long.
+const IDLE_FIRST: Duration = Duration::from_millis(300);
+
+/// After a commit, the next one waits until nothing changed for so long.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Nothing waits longer than this for its commit.
+const AT_MOST: Duration = Duration::from_secs(30);
+
+/// Snapshots kept in memory.
+const KNOWN_MAX: usize = 1 << 16;
+
+/// What other devices say, and are told.
+pub trait Heads: Send + Sync {
+    /// The newest snapshot of each of the volume's devices, this one's among them.
+    fn known(&self) -> Vec<(DeviceId, BlockId)>;
+
+    /// Tells everybody of this device's new head.
+    fn publish(&self, snapshot: BlockId);
+}
+
+/// Where another device is, seen from this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At the same snapshot.
+    Same,
+    /// At one that this one's came from.
+    Behind,
+    /// At one that has not been taken in here.
+    Ahead,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Round {
+    /// A snapshot was made of what changed here.
+    pub committed: bool,
+    /// The folder came to what others did.
+    pub applied: bool,
+    /// Something that others did has to wait.
+    pub waiting: bool,
+    /// Why something that others did could not be brought here.
+    pub failed: Option<String>,
+}
+
+/// The engine of one volume on one device.
+pub struct Engine {
+    volume: Arc<Volume>,
+    state: StateDir,
+    heads: Arc<dyn Heads>,
+    device: DeviceId,
+    /// Whether what changes here is committed.
+    may_write: bool,
+    journal: Mutex<Journal>,
+    known: Mutex<HashMap<BlockId, Arc<Snapshot>>>,
+    /// Heads of others that the folder's came from.
+    included: Mutex<BTreeSet<BlockId>>,
+    last_commit: Mutex<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// The engine, where the journal says that it was. Notes what changes from now on.
+    pub fn new(
+        volume: &Arc<Volume>,
+        state: &StateDir,
+        journal: Journal,
+        heads: Arc<dyn Heads>,
+        device: DeviceId,
+        may_write: bool,
+    ) -> Self {
+        if may_write {
+            volume.watch_changes();
+        }
+        Self {
+            volume: Arc::clone(volume),
+            state: state.clone(),
+            heads,
+            device,
+            may_write,
+            journal: Mutex::new(journal),
+            known: Mutex::default(),
+            included: Mutex::default(),
+            last_commit: Mutex::new(None),
+        }
+    }
+
+    /// The journal as it is.
+    pub fn journal(&self) -> Journal {
+        self.journal.lock().clone()
+    }
+
+    /// Whether something changed that has not been committed.
+    pub fn has_changes(&self) -> bool {
+        self.volume.changed_since().is_some()
+    }
+
+    /// Whether what changed is to be committed by now.
+    fn is_due(&self) -> bool {
+        let Some((first, last)) = self.volume.changed_since() else {
+            return false;
+        };
+        let rested = self.last_commit.lock().is_none_or(|last| last.elapsed() >= IDLE);
+        let idle = if rested { IDLE_FIRST } else { IDLE };
+        last >= idle || first >= AT_MOST
+    }
+
+    /// One round. `now`: what changed is committed without waiting for it to come to rest. `take_in`: what others did is brought here.
+    pub fn round(&self, now: bool, take_in: bool) -> Result<Round> {
+        let mut round = Round::default();
+        if self.may_write && (now || self.is_due()) {
+            round.committed = self.commit()?;
+        }
+        let ahead = if take_in {
+            self.ahead(&mut round)
+        } else {
+            BTreeSet::new()
+        };
+        for head in ahead {
+            if self.may_write && self.has_changes() {
+                round.committed |= self.commit()?;
+            }
+            match self.take_in(head) {
+                Ok(true) => round.applied = true,
+                Ok(false) => round.waiting = true,
+                // One whose blocks cannot be had keeps nobody from the others.
+                Err(error) => round.failed = Some(error.to_string()),
+            }
+        }
+        self.tell();
+        Ok(round)
+    }
+
+    /// Heads of others that the folder is not at and did not come from, in the same order on every device.
+    fn ahead(&self, round: &mut Round) -> BTreeSet<BlockId> {
+        let own = self.journal.lock().head;
+        let mut ahead = BTreeSet::new();
+        for (_, head) in self.heads.known() {
+            let Some(own) = own.filter(|own| *own != head) else {
+                if own.is_none() {
+                    ahead.insert(head);
+                }
+                continue;
+            };
+            if self.included.lock().contains(&head) {
+                continue;
+            }
+            match self.is_ancestor(head, own) {
+                Ok(true) => drop(self.included.lock().insert(head)),
+                Ok(false) => drop(ahead.insert(head)),
+                // Where it came from cannot be read now.
+                Err(error) => round.failed = Some(error.to_string()),
+            }
+        }
+        ahead
+    }
+
+    /// The other devices whose heads are known, each with its head and whether that is where the folder is, or where it came from.
+    pub fn others(&self) -> Vec<(DeviceId, Place)> {
+        let own = self.journal.lock().head;
+        let place = |head: BlockId| match own {
+            Some(own) if own == head => Place::Same,
+            Some(_) if self.included.lock().contains(&head) => Place::Behind,
+            _ => Place::Ahead,
+        };
+        let known = self.heads.known().into_iter();
+        known
+            .filter(|(device, _)| *device != self.device)
+            .map(|(device, head)| (device, place(head)))
+            .collect()
+    }
+
+    /// Makes a snapshot of what changed. Says whether there is a new one.
+    pub fn commit(&self) -> Result<bool> {
+        let noted = self.volume.take_changes();
+        if noted.is_empty() {
+            self.volume.forget_changes(noted);
+            return Ok(false);
+        }
+        let outcome = self.commit_noted(&noted);
+        *self.last_commit.lock() = Some(Instant::now());
+        match outcome {
+            Ok(made) => {
+                self.volume.forget_changes(noted);
+                Ok(made)
+            }
+            Err(error) => {
+                self.volume.put_back_changes(noted);
+                Err(error)
+            }
+        }
+    }
+
+    fn commit_noted(&self, noted: &crate::volume::Noted) -> Result<bool> {
+        let (head, made) = {
+            let journal = self.journal.lock();
+            (journal.head, journal.made)
+        };
+        let before = match head {
+            Some(head) => self.snapshot(&head)?.root,
+            None => Root::EMPTY,
+        };
+        let _no_collection = self.volume.committing();
+        let root = commit::tree(&self.volume, self.device, before, noted)?;
+        if root == before {
+            return Ok(false);
+        }
+        // What is committed must not be lost, or it would look as if somebody here had taken it back.
+        self.volume.make_durable()?;
+        let made = made + 1;
+        let snapshot = Snapshot {
+            parents: head.into_iter().collect(),
+            root,
+            made: Some(Made {
+                device: self.device,
+                seq: made,
+                epoch: self.volume.epoch(),
+                time: now(),
+            }),
+        };
+        let id = self.volume.put_snapshot(&snapshot)?;
+        self.arrive(id, Some(made), false)?;
+        Ok(true)
+    }
+
+    /// The folder is at a snapshot from now on.
+    fn arrive(&self, id: BlockId, made: Option<u64>, merge: bool) -> Result<()> {
+        self.volume.sync_store()?;
+        let mut journal = self.journal.lock();
+        let mut next = journal.clone();
+        next.arrive(id, SystemClock.now(), merge);
+        next.made = made.unwrap_or(next.made);
+        next.save(&self.state)?;
+        self.volume.retain_snapshots(next.ids());
+        *journal = next;
+        Ok(())
+    }
+
+    /// Tells of the head, unless that was done.
+    fn tell(&self) {
+        if !self.may_write {
+            return;
+        }
+        let Some(snapshot) = self.journal.lock().head else {
+            return;
+        };
+        let known = self.heads.known();
+        if !known.contains(&(self.device, snapshot)) {
+            self.heads.publish(snapshot);
+        }
+    }
+
+    /// Brings the folder to what another device committed, merged with what is here. False when something has to wait.
+    fn take_in(&self, theirs: BlockId) -> Result<bool> {
+        let own = self.journal.lock().head;
+        let _no_collection = self.volume.committing();
+        let (from, target, merge) = match own {
+            None => (Root::EMPTY, theirs, false),
+            Some(own) if own == theirs || self.is_ancestor(theirs, own)? => return Ok(true),
+            Some(own) => {
+                let from = self.snapshot(&own)?.root;
+                let (target, merge) = match self.is_ancestor(own, theirs)? {
+                    true => (theirs, false),
+                    false => self.merged(own, theirs)?,
+                };
+                (from, target, merge)
+            }
+        };
+        let to = self.snapshot(&target)?.root;
+        let outcome = apply::apply(&self.volume, from, to)?;
+        tracing::debug!(done = outcome.done, left = outcome.left, snapshot = %target.short(), "applied");
+        if outcome.left > 0 {
+            return Ok(false);
+        }
+        let mut needed = outcome.read;
+        needed.insert(target);
+        self.volume.keep_here(&needed)?;
+        self.volume.make_durable()?;
+        self.arrive(target, None, merge)?;
+        Ok(true)
+    }
+
+    /// What two snapshots are together.
+    fn merged(&self, own: BlockId, theirs: BlockId) -> Result<(BlockId, bool)> {
+        let roots = (self.snapshot(&own)?.root, self.snapshot(&theirs)?.root);
+        if roots.0 == roots.1 {
+            // Everybody takes the same of the two.
+            return Ok((own.min(theirs), false));
+        }
+        let base = self.base(own, theirs, 0)?;
+        let root = merging::merged(&self.volume, base, roots.0, roots.1)?;
+        let mut parents = vec![own, theirs];
+        parents.sort_unstable();
+        let snapshot = Snapshot {
+            parents,
+            root,
+            made: None,
+        };
+        Ok((self.volume.put_snapshot(&snapshot)?, true))
+    }
+
+    /// The tree that two snapshots have in common: that of their common ancestor, or what several of these make together.
+    fn base(&self, left: BlockId, right: BlockId, depth: usize) -> Result<Root> {
+        let mut common = self.common(left, right)?.into_iter();
+        let Some(first) = common.next() else {
+            return Ok(Root::EMPTY);
+        };
+        let mut base = self.snapshot(&first)?.root;
+        let mut last = first;
+        for other in common {
+            // Deeper than anybody crosses; from there on the first one is good enough.
+            if depth < CROSSINGS_MAX {
+                let below = self.base(last, other, depth + 1)?;
+                base = merging::merged(&self.volume, below, base, self.snapshot(&other)?.root)?;
+            }
+            last = other;
+        }
+        Ok(base)
+    }
+
+    fn common(&self, left: BlockId, right: BlockId) -> Result<Vec<BlockId>> {
+        let history = merging::Past::new(|id| Ok(self.snapshot(&id)?.parents.clone()));
+        let common = crate::merge::lowest_common(&history, left, right);
+        history.into_result().map(|()| common)
+    }
+
+    /// Whether one snapshot came to be from another one.
+    fn is_ancestor(&self, of: BlockId, id: BlockId) -> Result<bool> {
+        let mut seen = BTreeSet::new();
+        let mut next = VecDeque::from([id]);
+        while let Some(at) = next.pop_front() {
+            for parent in &self.snapshot(&at)?.parents {
+                if *parent == of {
+                    return Ok(true);
+                }
+                if seen.insert(*parent) {
+                    next.push_back(*parent);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// A snapshot; remembered.
+    pub fn snapshot(&self, id: &BlockId) -> std::result::Result<Arc<Snapshot>, VolumeError> {
+        if let Some(known) = self.known.lock().get(id) {
+            return Ok(Arc::clone(known));
+        }
+        let snapshot = Arc::new(self.volume.snapshot(id)?);
+        let mut known = self.known.lock();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(*id, Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+}
+
+/// Deepest base that is itself merged.
+const CROSSINGS_MAX: usize = 8;
+
+fn now() -> Timestamp {
+    Timestamp {
+        secs: i64::try_from(SystemClock.now()).unwrap_or(i64::MAX),
+        nanos: 0,
+    }
+}

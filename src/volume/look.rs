@@ -1,0 +1,355 @@
+//! What is at a name, as a snapshot keeps it: kind, attributes, where the content is, and the id of a directory.
+//!
+//! A directory's id is an extended attribute of the host's inode, so it moves with it; the mount does not show it. Called by `sync`.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
+use rustix::io::Errno;
+
+use super::Volume;
+use super::changes::Noted;
+use super::collect::host_path;
+use super::error::{Result, VolumeError};
+use super::import::entries;
+use super::open_file::{choose, new_file_id};
+use super::wishes::{PINNED, STATE};
+use crate::base::FileId;
+use crate::base::names::{self, HostName, TEMP_PREFIX};
+use crate::base::tree::{Meta, ROOT};
+use crate::base::types::FileKind;
+use crate::folder::host::{attr_of, open_below, proc_path};
+use crate::folder::slots::SlotBytes;
+use crate::object::Content;
+use crate::object::record::Body;
+
+/// The attribute with a directory's id.
+pub(super) const ID: &str = "user.dfs.id";
+
+/// Extended attributes of one file that a snapshot keeps, in bytes; what goes beyond is left out, with a warning.
+const XATTRS_MAX: usize = 128 << 10;
+
+/// Longest list of names and longest value that the kernel gives (xattr(7)).
+const XATTR_MAX: usize = 64 << 10;
+
+/// A list of names that is long enough for most, in bytes.
+const XATTR_FEW: usize = 256;
+
+/// A name, and whether it is a directory's.
+pub type Named = (OsString, bool);
+
+/// Extended attributes.
+type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// A directory of the volume.
+#[derive(Debug, Clone)]
+pub struct DirAt {
+    /// The host's directory.
+    pub(super) fd: Arc<OwnedFd>,
+    /// Its number in the mount.
+    pub(super) ino: u64,
+    /// Its id, if it has one yet.
+    pub id: Option<FileId>,
+}
+
+/// What is at a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The host's inode.
+    pub ino: u64,
+    /// It has several names.
+    pub linked: bool,
+    /// Its id: of a directory that has one, and of a file that is not empty.
+    pub id: Option<FileId>,
+    /// What it is.
+    pub what: What,
+    /// The rest.
+    pub meta: Meta,
+}
+
+/// What something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// A directory.
+    Directory,
+    /// A file with its content and size.
+    File(Content, u64),
+    /// A symbolic link.
+    Symlink(Box<[u8]>),
+    /// A device node, pipe or socket, with its number.
+    Special(FileKind, u64),
+}
+
+impl Volume {
+    /// The directories of the names that were noted, each with these names. One that is gone is left out.
+    pub fn noted_dirs(&self, noted: &Noted) -> Result<Vec<(DirAt, Vec<OsString>)>> {
+        let gone = |error: &VolumeError| {
+            matches!(
+                error,
+                VolumeError::Stale | VolumeError::NotFound | VolumeError::NotDirectory
+            )
+        };
+        let mut found = Vec::new();
+        let _still = self.renames.read();
+        for (ino, names) in &noted.names {
+            let fd = match self.nodes.dir(&self.folder, *ino) {
+                Ok(fd) => fd,
+                Err(error) if gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            // Found by its path, which may lead to another one by now.
+            let at = self.dir_at(fd)?;
+            if at.ino == *ino {
+                found.push((
+                    at,
+                    names.iter().map(|name| name.clone().into_os_string()).collect(),
+                ));
+            }
+        }
+        for (path, name) in &noted.paths {
+            match self.folder.dir(path) {
+                Ok(fd) => found.push((self.dir_at(fd)?, vec![name.clone().into_os_string()])),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(VolumeError::host("open a directory", error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// A directory by its path in the volume.
+    pub fn dir_by_path(&self, path: &Path) -> Result<DirAt> {
+        let fd = self.folder.dir(&host_path(path));
+        self.dir_at(fd.map_err(|error| VolumeError::host("open a directory", error))?)
+    }
+
+    /// All names in a directory.
+    pub fn names_in(&self, dir: &DirAt) -> Result<Vec<Named>> {
+        let listed = entries(&dir.fd)?.into_iter().filter_map(|(host, kind)| {
+            if host.as_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+                return None;
+            }
+            let is_dir = kind == FileType::Directory;
+            match names::from_host(&host)? {
+                HostName::Dir(name) if is_dir => Some((name, true)),
+                HostName::File(name) if !is_dir => Some((name, false)),
+                _ => None,
+            }
+        });
+        Ok(listed.collect())
+    }
+
+    /// A directory in another one.
+    pub fn dir_in(&self, dir: &DirAt, name: &OsStr) -> Result<DirAt> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let fd = open_below(dir.fd.as_fd(), &names::dir_to_host(name), flags, Mode::empty())
+            .map_err(|error| VolumeError::host("open a directory", error))?;
+        self.dir_at(Arc::new(fd))
+    }
+
+    fn dir_at(&self, fd: Arc<OwnedFd>) -> Result<DirAt> {
+        let stat = rustix::fs::fstat(&fd).map_err(|error| VolumeError::host("look at a directory", error))?;
+        let ino = self.shown_ino(stat.st_ino);
+        let id = match stat.st_ino == self.root_host_ino {
+            true => Some(ROOT),
+            false => id_of(&fd)?,
+        };
+        Ok(DirAt { fd, ino, id })
+    }
+
+    /// The id of a directory, which gets one if it has none.
+    pub fn ensure_dir_id(&self, dir: &mut DirAt) -> Result<FileId> {
+        if dir.id.is_none() {
+            // It may have got one since it was opened.
+            dir.id = id_of(&dir.fd)?;
+        }
+        match dir.id {
+            Some(id) => Ok(id),
+            None => {
+                let id = new_file_id()?;
+                self.set_dir_id(dir, id)?;
+                Ok(id)
+            }
+        }
+    }
+
+    /// Gives a directory an id.
+    pub fn set_dir_id(&self, dir: &mut DirAt, id: FileId) -> Result<()> {
+        rustix::fs::fsetxattr(&dir.fd, ID, id.as_bytes(), XattrFlags::empty()).map_err(|error| {
+            let context = match error {
+                Errno::OPNOTSUPP => {
+                    "keep the id of a directory: the folder's filesystem has no extended attributes"
+                }
+                _ => "keep the id of a directory",
+            };
+            VolumeError::host(context, error)
+        })?;
+        dir.id = Some(id);
+        Ok(())
+    }
+
+    /// A new id.
+    pub fn new_id(&self) -> Result<FileId> {
+        new_file_id()
+    }
+
+    /// What is at a name; `None`: nothing.
+    pub fn look(&self, dir: &DirAt, name: &OsStr) -> Result<Option<Seen>> {
+        let (host, stat) = match self.find(&dir.fd, dir.ino, name) {
+            Ok(found) => found,
+            Err(VolumeError::NotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match self.see(dir, &host, &stat) {
+            // It went while it was looked at: it is noted again.
+            Err(VolumeError::NotFound) => Ok(None),
+            seen => seen.map(Some),
+        }
+    }
+
+    fn see(&self, dir: &DirAt, host: &OsStr, stat: &Stat) -> Result<Seen> {
+        let attr = attr_of(stat);
+        let mut meta = Meta {
+            mode: attr.mode,
+            owner: (attr.uid, attr.gid),
+            mtime: attr.mtime,
+            ..Meta::default()
+        };
+        let (what, id) = match attr.kind {
+            FileKind::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                let fd = open_below(dir.fd.as_fd(), host, flags, Mode::empty())
+                    .map_err(|error| VolumeError::host("open a directory", error))?;
+                // Changes with everything in it: nobody could say who changed it last.
+                meta.mtime = Default::default();
+                (What::Directory, id_of(&fd)?)
+            }
+            FileKind::Symlink => {
+                let target = rustix::fs::readlinkat(&dir.fd, host, Vec::new())
+                    .map_err(|error| VolumeError::host("read a link", error))?;
+                (What::Symlink(target.into_bytes().into()), None)
+            }
+            FileKind::Regular => {
+                let (id, content, size) = self.content_at(dir, host)?;
+                (What::File(content, size), id)
+            }
+            kind => (What::Special(kind, attr.rdev), None),
+        };
+        if attr.kind != FileKind::Symlink {
+            meta.xattrs = xattrs(&proc_path(dir.fd.as_fd(), host))?;
+        }
+        Ok(Seen {
+            ino: stat.st_ino,
+            linked: attr.kind != FileKind::Directory && attr.nlink > 1,
+            id,
+            what,
+            meta,
+        })
+    }
+
+    fn content_at(&self, dir: &DirAt, host: &OsStr) -> Result<(Option<FileId>, Content, u64)> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = open_below(dir.fd.as_fd(), host, flags, Mode::empty())
+            .map_err(|error| VolumeError::host("open a .f", error))?;
+        let bytes =
+            SlotBytes::read(&File::from(file)).map_err(|error| VolumeError::host("read a .f", error))?;
+        let store = self.blocks.tiered().store();
+        let chosen =
+            choose(&bytes, self.blocks.keys(), store.as_ref()).map_err(|reason| VolumeError::Damaged {
+                path: host.to_string_lossy().into_owned(),
+                reason,
+            })?;
+        Ok(match chosen.manifest {
+            Some(manifest) => (Some(manifest.file_id), manifest.content, manifest.size),
+            None => (None, Content::Inline(Vec::new()), 0),
+        })
+    }
+
+    /// Walks all directories, the top one first; `each` gets every directory with the names in it, before what is below.
+    pub fn walk_dirs(&self, each: &mut dyn FnMut(&mut DirAt, &[Named]) -> Result<()>) -> Result<()> {
+        let mut todo = vec![PathBuf::new()];
+        while let Some(path) = todo.pop() {
+            let mut dir = match self.dir_by_path(&path) {
+                Err(VolumeError::NotFound) => continue,
+                dir => dir?,
+            };
+            let names = self.names_in(&dir)?;
+            each(&mut dir, &names)?;
+            let below = names.into_iter().filter(|(_, is_dir)| *is_dir);
+            todo.extend(below.map(|(name, _)| path.join(name)));
+        }
+        Ok(())
+    }
+}
+
+impl What {
+    /// As a record has it; `None`: a directory.
+    pub fn into_body(self, author: crate::base::DeviceId) -> Option<Body> {
+        Some(match self {
+            Self::Directory => return None,
+            Self::File(content, size) => Body::File {
+                content,
+                size,
+                author,
+            },
+            Self::Symlink(target) => Body::Symlink(target),
+            Self::Special(kind, rdev) => Body::Special(kind, rdev),
+        })
+    }
+}
+
+fn id_of(dir: &OwnedFd) -> Result<Option<FileId>> {
+    let mut id = [0u8; FileId::LEN];
+    match rustix::fs::fgetxattr(dir, ID, &mut id[..]) {
+        Ok(FileId::LEN) => Ok(Some(FileId(id))),
+        Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(error) => Err(VolumeError::host("read the id of a directory", error)),
+    }
+}
+
+/// The extended attributes of the user's that are not about this device alone.
+fn xattrs(path: &Path) -> Result<Xattrs> {
+    let mut kept = Xattrs::new();
+    let host = |error| VolumeError::host("read extended attributes", error);
+    // Few have any, and hardly one has many.
+    let mut list = vec![0u8; XATTR_FEW];
+    let mut len = rustix::fs::llistxattr(path, &mut list[..]);
+    if len == Err(Errno::RANGE) {
+        list.resize(XATTR_MAX, 0);
+        len = rustix::fs::llistxattr(path, &mut list[..]);
+    }
+    let len = match len {
+        Ok(len) => len,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(host(error)),
+    };
+    let mut total = 0;
+    for name in list[..len].split(|byte| *byte == 0) {
+        let own = [ID, PINNED, STATE].iter().any(|own| own.as_bytes() == name);
+        if !name.starts_with(b"user.") || own {
+            continue;
+        }
+        let mut value = vec![0u8; XATTR_MAX];
+        let len = match rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value[..]) {
+            Ok(len) => len,
+            Err(Errno::NODATA) => continue,
+            Err(error) => return Err(host(error)),
+        };
+        value.truncate(len);
+        total += name.len() + len;
+        if total > XATTRS_MAX {
+            tracing::warn!(
+                attribute = %String::from_utf8_lossy(name),
+                "a file has more extended attributes than a snapshot keeps; this one is left out"
+            );
+            continue;
+        }
+        kept.insert(name.into(), value.into());
+    }
+    Ok(kept)
+}

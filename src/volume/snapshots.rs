@@ -1,0 +1,203 @@
+//! The blocks of snapshots: kept like those of files, and needed for as long as a snapshot is retained.
+//!
+//! Invariant: nothing is collected between the moment a snapshot's blocks are stored and the moment it is retained ([`Volume::committing`]).
+//! Called by `sync`, and by `collect` for what retained snapshots reach.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLockReadGuard;
+
+use super::collect::Marked;
+use super::error::{Result, VolumeError};
+use super::write_back::store_all;
+use super::{Volume, Wait};
+use crate::base::BlockId;
+use crate::object::map::{self, MapError, Nodes};
+use crate::object::record::{Body, Record};
+use crate::object::snapshot::Snapshot;
+use crate::store::{Put, PutKind, Want};
+
+/// Between two tries to have the volume's blocks for a collection alone.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The nodes of trees, as blocks of the volume.
+#[derive(Debug, Clone, Copy)]
+pub struct TreeNodes<'a>(pub(super) &'a Volume);
+
+impl Nodes for TreeNodes<'_> {
+    type Error = VolumeError;
+
+    fn get(&self, id: &BlockId) -> Result<Arc<Vec<u8>>> {
+        self.0.tree_block(id, Wait::Bounded)
+    }
+
+    fn put(&self, nodes: &[Vec<u8>]) -> Result<Vec<BlockId>> {
+        Ok(store_all(&self.0.blocks, nodes)?.0)
+    }
+}
+
+impl Volume {
+    /// Reads and stores the nodes of trees.
+    pub fn tree_nodes(&self) -> TreeNodes<'_> {
+        TreeNodes(self)
+    }
+
+    /// A snapshot, from here or from others.
+    pub fn snapshot(&self, id: &BlockId) -> Result<Snapshot> {
+        let bytes = self.tree_block(id, Wait::Bounded)?;
+        Snapshot::decode(&bytes).map_err(|error| damaged(id, &error))
+    }
+
+    /// Stores a snapshot. Retain it before [`Volume::committing`]'s guard goes.
+    pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<BlockId> {
+        let ids = store_all(&self.blocks, &[snapshot.encode()])?.0;
+        ids.first()
+            .copied()
+            .ok_or(VolumeError::Invalid("a snapshot is not empty"))
+    }
+
+    /// While this is held nothing is collected.
+    pub fn committing(&self) -> RwLockReadGuard<'_, ()> {
+        self.collecting.read()
+    }
+
+    /// The blocks of the volume, for a collection alone. Whoever stores blocks that nothing names yet goes first.
+    pub(super) fn lock_collection(&self) -> parking_lot::RwLockWriteGuard<'_, ()> {
+        loop {
+            match self.collecting.try_write() {
+                Some(alone) => return alone,
+                None => std::thread::sleep(AGAIN),
+            }
+        }
+    }
+
+    /// The snapshots whose blocks are needed, from now on.
+    pub fn retain_snapshots(&self, snapshots: Vec<BlockId>) {
+        *self.retained.lock() = Some(snapshots);
+    }
+
+    /// Has blocks of a tree stay on this device: without them nothing could be committed while nobody else is there.
+    pub fn keep_here(&self, ids: &BTreeSet<BlockId>) -> Result<()> {
+        let (tiered, store) = (self.blocks.tiered(), self.blocks.tiered().store());
+        let mut puts = Vec::new();
+        for id in ids {
+            if store.contains(id).map_err(VolumeError::store)? {
+                continue;
+            }
+            let want = Want {
+                id: *id,
+                root: None,
+                ahead: false,
+            };
+            let bytes = tiered.get(want).map_err(|error| damaged(id, &error))?;
+            puts.push(Put {
+                id: *id,
+                bytes,
+                kind: PutKind::Dirty,
+                plain: None,
+            });
+        }
+        if !puts.is_empty() {
+            store.put(puts).map_err(VolumeError::store)?;
+        }
+        let ids: Vec<BlockId> = ids.iter().copied().collect();
+        store.set_dirty(&ids, true).map_err(VolumeError::store)?;
+        if let Some(retention) = self.blocks.retention() {
+            retention.stored(&ids);
+        }
+        Ok(())
+    }
+
+    /// What the folder is now survives a power cut.
+    pub fn make_durable(&self) -> Result<()> {
+        self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
+        self.settle_prepared()
+    }
+
+    /// The newest epoch that this device has a key of.
+    pub fn epoch(&self) -> u32 {
+        self.blocks.keys().current().0
+    }
+
+    /// The store's part of what was committed survives a power cut from now on.
+    pub fn sync_store(&self) -> Result<()> {
+        self.blocks
+            .tiered()
+            .store()
+            .sync()
+            .map_err(VolumeError::store)
+            .map(|_| ())
+    }
+
+    fn tree_block(&self, id: &BlockId, wait: Wait) -> Result<Arc<Vec<u8>>> {
+        let read = self.blocks.plaintext(*id, None, wait);
+        read.map(|(bytes, _)| bytes).map_err(|error| damaged(id, &error))
+    }
+
+    /// What retained snapshots reach: what they share is looked at once.
+    pub(super) fn mark_snapshots(&self, marked: &mut Marked) -> Result<()> {
+        let retained = self.retained.lock().clone();
+        let retained = retained.ok_or(VolumeError::Invalid("which snapshots are kept is not known"))?;
+        marked.needs = self.default_needs();
+        for id in retained {
+            if !marked.add_index(id) {
+                continue;
+            }
+            let snapshot = self.snapshot(&id)?;
+            let (shared, mut wrong) = (RefCell::new(&mut *marked), Ok(()));
+            let wanted = |id: &BlockId| shared.borrow_mut().add_index(*id);
+            let each = |key: &[u8], value: &[u8]| {
+                wrong = self.mark_record(&id, (key, value), &mut shared.borrow_mut());
+                match wrong {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            };
+            map::walk(&self.tree_nodes(), &snapshot.root, wanted, each).map_err(of_map)?;
+            wrong?;
+        }
+        Ok(())
+    }
+
+    fn mark_record(
+        &self,
+        snapshot: &BlockId,
+        (key, value): (&[u8], &[u8]),
+        marked: &mut Marked,
+    ) -> Result<()> {
+        let decoded = Record::decode_entry(key, value).map_err(|error| damaged(snapshot, &error))?;
+        match decoded.2 {
+            Record::Node {
+                body: Body::File { content, .. },
+                ..
+            }
+            | Record::Shared {
+                body: Body::File { content, .. },
+                ..
+            } => self.mark_content(&content, marked),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An error of a map, as the volume tells it.
+pub fn of_map(error: MapError<VolumeError>) -> VolumeError {
+    match error {
+        MapError::Nodes(error) => error,
+        other => VolumeError::Damaged {
+            path: "snapshot".into(),
+            reason: other.to_string(),
+        },
+    }
+}
+
+fn damaged(id: &BlockId, error: &dyn std::fmt::Display) -> VolumeError {
+    VolumeError::Damaged {
+        path: format!("snapshot block {}", id.short()),
+        reason: error.to_string(),
+    }
+}
