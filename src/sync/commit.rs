@@ -1,7 +1,8 @@
 //! A commit: what changed in the folder becomes a new tree, at the cost of what changed.
 //!
 //! Files are followed by the ids in their slots, directories by theirs; what has none (links, special files, empty files) by its place.
-//! Invariant: the new tree has every name that was looked at as it was then, and all others as before. Called by `engine`.
+//! Invariant: the new tree has every name that was looked at as it was then, and all others as before. Names that change meanwhile may be in it
+//! twice, or not at all: they are noted, and another commit over this one has them right. Called by `engine`, which does that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -12,7 +13,7 @@ use crate::base::tree::{Meta, Place};
 use crate::base::{DeviceId, FileId};
 use crate::object::map::{self, Edits, Root};
 use crate::object::record::{Body, Record, file_entries, key, own_key};
-use crate::volume::{DirAt, Noted, Seen, TreeNodes, Volume, VolumeError, What, of_map};
+use crate::volume::{DirAt, Frozen, Noted, Seen, TreeNodes, Volume, VolumeError, What, of_map};
 
 /// Of the volume.
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -50,7 +51,13 @@ struct Linked {
 }
 
 /// The tree with all that was noted.
-pub(super) fn tree(volume: &Volume, device: DeviceId, before: Root, noted: &Noted) -> Result<Root> {
+pub(super) fn tree(
+    volume: &Volume,
+    device: DeviceId,
+    before: Root,
+    noted: &Noted,
+    frozen: Option<&Frozen<'_>>,
+) -> Result<Root> {
     let mut commit = Commit {
         volume,
         device,
@@ -67,15 +74,15 @@ pub(super) fn tree(volume: &Volume, device: DeviceId, before: Root, noted: &Note
     };
     match commit.everything {
         true => commit.look_at_everything()?,
-        false => commit.look_at(noted)?,
+        false => commit.look_at(noted, frozen)?,
     }
     commit.look_at_rest()?;
     commit.finish()
 }
 
 impl Commit<'_> {
-    fn look_at(&mut self, noted: &Noted) -> Result<()> {
-        for (mut dir, names) in self.volume.noted_dirs(noted)? {
+    fn look_at(&mut self, noted: &Noted, frozen: Option<&Frozen<'_>>) -> Result<()> {
+        for (mut dir, names) in self.volume.noted_dirs(noted, frozen)? {
             let id = self.volume.ensure_dir_id(&mut dir)?;
             for name in names {
                 let old = self.record(&key(&id, name.as_bytes()))?;

@@ -17,7 +17,7 @@ use crate::base::{BlockId, DeviceId};
 use crate::folder::state::StateDir;
 use crate::object::map::Root;
 use crate::object::snapshot::{Made, Snapshot};
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{Frozen, Noted, Volume, VolumeError};
 
 /// A change that comes alone is committed after so long.
 const IDLE_FIRST: Duration = Duration::from_millis(300);
@@ -198,26 +198,19 @@ impl Engine {
 
     /// Makes a snapshot of what changed. Says whether there is a new one.
     pub fn commit(&self) -> Result<bool> {
-        let noted = self.volume.take_changes();
-        if noted.is_empty() {
-            self.volume.forget_changes(noted);
-            return Ok(false);
-        }
-        let outcome = self.commit_noted(&noted);
+        let mut taken = Vec::new();
+        let outcome = self.commit_taking(&mut taken);
         *self.last_commit.lock() = Some(Instant::now());
-        match outcome {
-            Ok(made) => {
-                self.volume.forget_changes(noted);
-                Ok(made)
-            }
-            Err(error) => {
-                self.volume.put_back_changes(noted);
-                Err(error)
+        for noted in taken {
+            match outcome {
+                Ok(_) => self.volume.forget_changes(noted),
+                Err(_) => self.volume.put_back_changes(noted),
             }
         }
+        outcome
     }
 
-    fn commit_noted(&self, noted: &crate::volume::Noted) -> Result<bool> {
+    fn commit_taking(&self, taken: &mut Vec<Noted>) -> Result<bool> {
         let (head, made) = {
             let journal = self.journal.lock();
             (journal.head, journal.made)
@@ -227,7 +220,28 @@ impl Engine {
             None => Root::EMPTY,
         };
         let _no_collection = self.volume.committing();
-        let root = commit::tree(&self.volume, self.device, before, noted)?;
+        let mut root = before;
+        let tree = |root, noted: &Noted, frozen: Option<&Frozen<'_>>| {
+            commit::tree(&self.volume, self.device, root, noted, frozen)
+        };
+        // What changes while it is looked at is looked at again, until little is left to be looked at while all stand still.
+        for _ in 0..LOOKS_MAX {
+            let noted = self.volume.take_changes();
+            let is_little = noted.len() < LITTLE;
+            let looked = tree(root, &noted, None);
+            taken.push(noted);
+            root = looked?;
+            if is_little {
+                break;
+            }
+        }
+        {
+            let frozen = self.volume.freeze();
+            let noted = frozen.take();
+            let looked = tree(root, &noted, Some(&frozen));
+            taken.push(noted);
+            root = looked?;
+        }
         if root == before {
             return Ok(false);
         }
@@ -381,6 +395,12 @@ impl Engine {
         Ok(snapshot)
     }
 }
+
+/// So many times it is looked at what changed while it was looked at.
+const LOOKS_MAX: usize = 8;
+
+/// So few names that what changed while they were looked at is looked at while nothing can change.
+const LITTLE: usize = 64;
 
 /// Deepest base that is itself merged.
 const CROSSINGS_MAX: usize = 8;

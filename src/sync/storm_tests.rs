@@ -400,10 +400,7 @@ impl Storm {
                 let (from, old) = of(&path);
                 // What it would replace is taken away by whoever saw it.
                 let other = there.filter(|attr| {
-                    attr.kind == FileKind::Regular
-                        && attr.nlink == 1
-                        && kind != FileKind::Directory
-                        && attr.ino != ino
+                    attr.kind == FileKind::Regular && kind != FileKind::Directory && attr.ino != ino
                 });
                 let taken = other.map(|attr| self.devices[device].read(attr.ino));
                 if taken == Some(None) {
@@ -421,7 +418,8 @@ impl Storm {
                 }
             }
             (14, Some((path, ino, _)), _) => {
-                if volume.getattr(ino, None).unwrap().nlink == 1 && !self.took_away(device, ino) {
+                // Of a file with several names, too: another device may remove the others at the same time.
+                if !self.took_away(device, ino) {
                     return;
                 }
                 let (from, name) = of(&path);

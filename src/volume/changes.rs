@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockWriteGuard};
 
 use super::collect::host_path;
 use super::nodes::Nodes;
@@ -42,6 +42,14 @@ impl Noted {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty() && self.paths.is_empty() && !self.everything
+    }
+
+    /// How many names; of everything more than can be said.
+    pub fn len(&self) -> usize {
+        match self.everything {
+            true => usize::MAX,
+            false => self.count,
+        }
     }
 
     /// Whether all names have to be looked at.
@@ -88,6 +96,21 @@ impl Noted {
     }
 }
 
+/// A volume in which no name changes. What is looked at meanwhile is of one moment.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    volume: &'a Volume,
+    _alone: RwLockWriteGuard<'a, ()>,
+}
+
+impl Frozen<'_> {
+    /// Takes what was noted. What was noted and is not made yet would be looked at too early, and never again: there is nothing of that kind now.
+    pub fn take(&self) -> Noted {
+        let mut noted = self.volume.changes.0.lock();
+        noted.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
 impl Volume {
     /// Notes from now on what changes. What changed before has to be found by looking at everything, which the first notes say.
     pub fn watch_changes(&self) {
@@ -108,10 +131,15 @@ impl Volume {
 
     /// Takes what was noted. To be given back.
     pub fn take_changes(&self) -> Noted {
-        // What is noted and not made yet would be looked at too early, and never again.
-        let _none_under_way = self.renames.write();
-        let mut noted = self.changes.0.lock();
-        noted.as_mut().map(std::mem::take).unwrap_or_default()
+        self.freeze().take()
+    }
+
+    /// Keeps all names where they are until the guard goes: whoever wants to change one waits.
+    pub fn freeze(&self) -> Frozen<'_> {
+        Frozen {
+            volume: self,
+            _alone: self.renames.write(),
+        }
     }
 
     /// Notes what was taken again: it was not dealt with.

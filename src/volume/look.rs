@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::Volume;
-use super::changes::Noted;
+use super::changes::{Frozen, Noted};
 use super::collect::host_path;
 use super::error::{Result, VolumeError};
 use super::import::entries;
@@ -88,7 +88,11 @@ pub enum What {
 
 impl Volume {
     /// The directories of the names that were noted, each with these names. One that is gone is left out.
-    pub fn noted_dirs(&self, noted: &Noted) -> Result<Vec<(DirAt, Vec<OsString>)>> {
+    pub fn noted_dirs(
+        &self,
+        noted: &Noted,
+        frozen: Option<&Frozen<'_>>,
+    ) -> Result<Vec<(DirAt, Vec<OsString>)>> {
         let gone = |error: &VolumeError| {
             matches!(
                 error,
@@ -96,7 +100,10 @@ impl Volume {
             )
         };
         let mut found = Vec::new();
-        let _still = self.renames.read();
+        let _still = match frozen {
+            Some(_) => None,
+            None => Some(self.renames.read()),
+        };
         for (ino, names) in &noted.names {
             let fd = match self.nodes.dir(&self.folder, *ino) {
                 Ok(fd) => fd,

@@ -47,7 +47,7 @@ mod write_back;
 pub use apply::{Applied, Forget, Forgetter, Prepared};
 pub use attributes::CAPABILITY;
 pub use beside::Beside;
-pub use changes::Noted;
+pub use changes::{Frozen, Noted};
 pub use collect::Marked;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
