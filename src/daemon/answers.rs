@@ -289,10 +289,13 @@ impl Handler for Answers {
                 )
                 .map(Answer::Verified)
             }
-            Request::Collect { now } => self
-                .care("cannot collect garbage")?
-                .collect(now)
-                .map(Answer::Garbage),
+            Request::Collect { now } => {
+                // What was deleted a moment ago is not committed yet, and what is committed is needed.
+                self.sync_trees(0, report)?;
+                self.care("cannot collect garbage")?
+                    .collect(now)
+                    .map(Answer::Garbage)
+            }
             Request::Stop { lazy } => self.stop(lazy),
         }
     }

@@ -13,7 +13,7 @@ use crate::base::tree::{Meta, Place};
 use crate::base::{DeviceId, FileId};
 use crate::object::map::{self, Edits, Root};
 use crate::object::record::{Body, Record, file_entries, key, own_key};
-use crate::volume::{DirAt, Frozen, Noted, Seen, TreeNodes, Volume, VolumeError, What, of_map};
+use crate::volume::{DirAt, Frozen, Named, Noted, Seen, TreeNodes, Volume, VolumeError, What, of_map};
 
 /// Of the volume.
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -42,7 +42,13 @@ struct Commit<'a> {
     claimed: HashMap<FileId, u64>,
     /// What has no id of its own, to be looked at last: only then it is known which ids are free.
     later: Vec<(FileId, OsString, Seen)>,
+    scanned: &'a mut Scanned,
+    /// Directories that moved out of the way of the look at everything.
+    unscanned: Vec<(DirAt, OsString)>,
 }
+
+/// The directories that were looked at, once everything was to be looked at.
+pub(super) type Scanned = Option<HashSet<FileId>>;
 
 #[derive(Default)]
 struct Linked {
@@ -57,6 +63,7 @@ pub(super) fn tree(
     before: Root,
     noted: &Noted,
     frozen: Option<&Frozen<'_>>,
+    scanned: &mut Scanned,
 ) -> Result<Root> {
     let mut commit = Commit {
         volume,
@@ -71,6 +78,8 @@ pub(super) fn tree(
         everything: noted.is_everything(),
         claimed: HashMap::new(),
         later: Vec::new(),
+        scanned,
+        unscanned: Vec::new(),
     };
     match commit.everything {
         true => commit.look_at_everything()?,
@@ -91,30 +100,49 @@ impl Commit<'_> {
             }
             self.flush(FLUSH)?;
         }
+        while let Some((above, name)) = self.unscanned.pop() {
+            match self.volume.dir_in(&above, &name) {
+                Ok(mut dir) => {
+                    let names = self.volume.names_in(&dir)?;
+                    self.look_in(&mut dir, &names)?;
+                }
+                // It moved again, and is noted again.
+                Err(VolumeError::NotFound | VolumeError::NotDirectory) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
     fn look_at_everything(&mut self) -> Result<()> {
         let volume = self.volume;
-        let mut seen_dirs = HashSet::new();
+        *self.scanned = Some(HashSet::new());
         volume.walk_dirs(&mut |dir, names| {
             // A copy of a directory has the id of the first.
-            if dir.id.is_some_and(|id| seen_dirs.contains(&id)) {
+            let known = |id| self.scanned.as_ref().is_some_and(|scanned| scanned.contains(&id));
+            if dir.id.is_some_and(known) {
                 volume.set_dir_id(dir, volume.new_id()?)?;
             }
-            let id = volume.ensure_dir_id(dir)?;
-            seen_dirs.insert(id);
-            let mut old = self.listed(&id)?;
-            for (name, _) in names {
-                let before = old.remove(name.as_bytes());
-                let seen = volume.look(dir, name);
-                self.take(dir, id, name, before, seen)?;
-            }
-            for (name, before) in old {
-                self.take(dir, id, OsStr::from_bytes(&name), Some(before), Ok(None))?;
-            }
-            self.flush(FLUSH)
+            self.look_in(dir, names)
         })
+    }
+
+    /// Looks at all names in a directory, and at those that were in it before.
+    fn look_in(&mut self, dir: &mut DirAt, names: &[Named]) -> Result<()> {
+        let id = self.volume.ensure_dir_id(dir)?;
+        if let Some(scanned) = self.scanned {
+            scanned.insert(id);
+        }
+        let mut old = self.listed(&id)?;
+        for (name, _) in names {
+            let before = old.remove(name.as_bytes());
+            let seen = self.volume.look(dir, name);
+            self.take(dir, id, name, before, seen)?;
+        }
+        for (name, before) in old {
+            self.take(dir, id, OsStr::from_bytes(&name), Some(before), Ok(None))?;
+        }
+        self.flush(FLUSH)
     }
 
     fn look_at_rest(&mut self) -> Result<()> {
@@ -210,6 +238,10 @@ impl Commit<'_> {
             return Ok(());
         }
         self.claimed.insert(own, seen.ino);
+        let is_new = |scanned: &HashSet<FileId>| !scanned.contains(&own);
+        if seen.what == What::Directory && !self.everything && self.scanned.as_ref().is_some_and(is_new) {
+            self.unscanned.push((dir.clone(), name.to_owned()));
+        }
         self.put(id, name, old, seen, own)
     }
 

@@ -28,6 +28,12 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Nothing waits longer than this for its commit.
 const AT_MOST: Duration = Duration::from_secs(30);
 
+/// What could not be had is asked for again after so long.
+const LOST_FOR: Duration = Duration::from_secs(60);
+
+/// Snapshots of the past that are kept here with one that others made.
+const PAST_MAX: usize = 256;
+
 /// Snapshots kept in memory.
 const KNOWN_MAX: usize = 1 << 16;
 
@@ -76,6 +82,8 @@ pub struct Engine {
     known: Mutex<HashMap<BlockId, Arc<Snapshot>>>,
     /// Heads of others that the folder's came from.
     included: Mutex<BTreeSet<BlockId>>,
+    /// Snapshots of the past that could not be had, when, and why.
+    lost: Mutex<HashMap<BlockId, (Instant, String)>>,
     last_commit: Mutex<Option<Instant>>,
 }
 
@@ -107,6 +115,7 @@ impl Engine {
             journal: Mutex::new(journal),
             known: Mutex::default(),
             included: Mutex::default(),
+            lost: Mutex::default(),
             last_commit: Mutex::new(None),
         }
     }
@@ -154,6 +163,7 @@ impl Engine {
             }
         }
         self.tell();
+        self.let_go()?;
         Ok(round)
     }
 
@@ -221,8 +231,9 @@ impl Engine {
         };
         let _no_collection = self.volume.committing();
         let mut root = before;
-        let tree = |root, noted: &Noted, frozen: Option<&Frozen<'_>>| {
-            commit::tree(&self.volume, self.device, root, noted, frozen)
+        let mut scanned = None;
+        let mut tree = |root, noted: &Noted, frozen: Option<&Frozen<'_>>| {
+            commit::tree(&self.volume, self.device, root, noted, frozen, &mut scanned)
         };
         // What changes while it is looked at is looked at again, until little is left to be looked at while all stand still.
         for _ in 0..LOOKS_MAX {
@@ -290,6 +301,28 @@ impl Engine {
         }
     }
 
+    /// Lets go of the snapshots that nobody needs any more.
+    fn let_go(&self) -> Result<()> {
+        let known = self.heads.known().into_iter();
+        let others: BTreeSet<BlockId> = known
+            .filter(|(device, _)| *device != self.device)
+            .map(|(_, head)| head)
+            .collect();
+        let mut journal = self.journal.lock();
+        // What is not taken in yet is merged over something that is older than it.
+        let is_in = |head: &BlockId| journal.head == Some(*head) || self.included.lock().contains(head);
+        if !others.iter().all(is_in) {
+            return Ok(());
+        }
+        let mut next = journal.clone();
+        if next.prune(&others) {
+            next.save(&self.state)?;
+            self.volume.retain_snapshots(next.ids());
+            *journal = next;
+        }
+        Ok(())
+    }
+
     /// Brings the folder to what another device committed, merged with what is here. False when something has to wait.
     fn take_in(&self, theirs: BlockId) -> Result<bool> {
         let own = self.journal.lock().head;
@@ -314,6 +347,7 @@ impl Engine {
         }
         let mut needed = outcome.read;
         needed.insert(target);
+        self.keep_past(target)?;
         self.volume.keep_here(&needed)?;
         self.volume.make_durable()?;
         self.arrive(target, None, merge)?;
@@ -359,9 +393,50 @@ impl Engine {
     }
 
     fn common(&self, left: BlockId, right: BlockId) -> Result<Vec<BlockId>> {
-        let history = merging::Past::new(|id| Ok(self.snapshot(&id)?.parents.clone()));
-        let common = crate::merge::lowest_common(&history, left, right);
-        history.into_result().map(|()| common)
+        let past = merging::Past::new(|id| self.parents(id));
+        let common = crate::merge::lowest_common(&past, left, right);
+        // A base that is older than need be costs conflict copies at worst; none at all would bring back what was deleted.
+        match common.is_empty() {
+            true => past.into_result().map(|()| common),
+            false => Ok(common),
+        }
+    }
+
+    /// What a snapshot was made from. What could not be had a moment ago is not asked for again.
+    fn parents(&self, id: BlockId) -> Result<Vec<BlockId>> {
+        if let Some((since, why)) = self.lost.lock().get(&id)
+            && since.elapsed() < LOST_FOR
+        {
+            return Err(VolumeError::Damaged {
+                path: format!("snapshot {}", id.short()),
+                reason: why.clone(),
+            }
+            .into());
+        }
+        match self.snapshot(&id) {
+            Ok(snapshot) => Ok(snapshot.parents.clone()),
+            Err(error) => {
+                self.lost.lock().insert(id, (Instant::now(), error.to_string()));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Keeps the snapshots here that one came from, the newest of them: whoever made them may not be there for ever.
+    fn keep_past(&self, id: BlockId) -> Result<()> {
+        let kept: BTreeSet<BlockId> = self.journal.lock().ids().into_iter().collect();
+        let (mut next, mut past) = (VecDeque::from([id]), BTreeSet::new());
+        while let Some(at) = next.pop_front().filter(|_| past.len() < PAST_MAX) {
+            if let Ok(parents) = self.parents(at) {
+                past.insert(at);
+                next.extend(
+                    parents
+                        .into_iter()
+                        .filter(|parent| !kept.contains(parent) && !past.contains(parent)),
+                );
+            }
+        }
+        Ok(self.volume.keep_here(&past)?)
     }
 
     /// Whether one snapshot came to be from another one.
@@ -369,12 +444,17 @@ impl Engine {
         let mut seen = BTreeSet::new();
         let mut next = VecDeque::from([id]);
         while let Some(at) = next.pop_front() {
-            for parent in &self.snapshot(&at)?.parents {
-                if *parent == of {
+            // Of what nobody has any more nobody knows what it came from: it is taken for a beginning.
+            let parents = match self.parents(at) {
+                Err(error) if at == id => return Err(error),
+                parents => parents.unwrap_or_default(),
+            };
+            for parent in parents {
+                if parent == of {
                     return Ok(true);
                 }
-                if seen.insert(*parent) {
-                    next.push_back(*parent);
+                if seen.insert(parent) {
+                    next.push_back(parent);
                 }
             }
         }

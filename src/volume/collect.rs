@@ -132,6 +132,7 @@ impl Volume {
         // An import has blocks that no file names yet.
         let _alone = self.lock_collection();
         let garbage = self.garbage.swap(0, Ordering::Relaxed);
+        self.collected.store(garbage, Ordering::Relaxed);
         self.sync_all()?;
         if let Some(retention) = self.blocks.retention() {
             retention.begin();

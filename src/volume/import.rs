@@ -20,12 +20,13 @@ use rustix::fs::{
 
 use super::attributes::now;
 use super::error::{Result, VolumeError};
-use super::open_file::{OpenFile, State, choose, new_file_id};
+use super::open_file::{Chosen, OpenFile, State, choose, new_file_id};
 use super::{Volume, Wait};
 use crate::base::names::{self, HostName, MARKER, TEMP_PREFIX};
 use crate::folder::host::{open_below, stat_at};
 use crate::folder::slots::SlotBytes;
 use crate::folder::writers::Writers;
+use crate::object::Content;
 
 /// Bytes read from a plain file at once.
 const STEP: usize = 1 << 20;
@@ -373,7 +374,12 @@ impl Run<'_> {
         let Ok(ours) = choose(&ours, self.volume.blocks.keys(), store.as_ref()) else {
             return Ok(false);
         };
-        Ok(chosen.manifest.map(|m| m.content) == ours.manifest.map(|m| m.content))
+        // The `.f` of an empty file holds nothing, or a manifest that says so.
+        let content = |chosen: Chosen| {
+            let manifest = chosen.manifest;
+            manifest.map_or(Content::Inline(Vec::new()), |manifest| manifest.content)
+        };
+        Ok(content(chosen) == content(ours))
     }
 
     /// The host name for a plain file, or another when a file of the volume has it.

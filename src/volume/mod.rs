@@ -51,7 +51,7 @@ pub use changes::{Frozen, Noted};
 pub use collect::Marked;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
-pub use look::{DirAt, Seen, What};
+pub use look::{DirAt, Named, Seen, What};
 pub use open_file::{Chosen, choose};
 pub use retention::Retention;
 pub use shown::StatusText;
@@ -209,6 +209,8 @@ pub struct Volume {
     moved: AtomicBool,
     /// Bytes freed or rewritten since the last collection.
     garbage: AtomicU64,
+    /// What that was at the last collection.
+    collected: AtomicU64,
     /// Held during an import.
     importing: Mutex<()>,
     /// Held by a collection alone; shared by whoever stores blocks that nothing names yet.
@@ -273,6 +275,7 @@ impl Volume {
             renames: RwLock::new(()),
             moved: AtomicBool::new(false),
             garbage: AtomicU64::new(0),
+            collected: AtomicU64::new(0),
             importing: Mutex::new(()),
             collecting: RwLock::new(()),
             retained: Mutex::new(options.retained),

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
@@ -77,7 +78,11 @@ impl Volume {
 
     /// The snapshots whose blocks are needed, from now on.
     pub fn retain_snapshots(&self, snapshots: Vec<BlockId>) {
-        *self.retained.lock() = Some(snapshots);
+        let before = self.retained.lock().replace(snapshots.clone());
+        if before.is_some_and(|before| before.iter().any(|id| !snapshots.contains(id))) {
+            // What the last collection found still needed may not be any more.
+            self.freed(self.collected.swap(0, Ordering::Relaxed));
+        }
     }
 
     /// Has blocks of a tree stay on this device: without them nothing could be committed while nobody else is there.

@@ -197,12 +197,16 @@ fn what_no_file_needs_is_shown_and_removed() {
     };
     assert_eq!(gc(&[])["bytes"], 0);
     fs::remove_file(a.at("file")).unwrap();
-    let found = gc(&[]);
-    assert!(found["bytes"].as_u64().unwrap() >= 6_000_000, "{found}");
-    assert_eq!(found["removed"], false);
+    // As soon as nobody needs the snapshot any more that had it.
+    wait_for("it is garbage", Duration::from_secs(30), || {
+        let found = gc(&[]);
+        assert_eq!(found["removed"], false);
+        found["bytes"].as_u64().unwrap() >= 6_000_000
+    });
     assert_eq!(gc(&["--now"])["removed"], true);
     assert_eq!(gc(&[])["bytes"], 0);
-    assert_eq!(a.status()["store"]["blocks"], 0);
+    // The snapshot of the empty tree.
+    assert!(a.status()["store"]["blocks"].as_u64().unwrap() <= 8);
 }
 
 #[test]

@@ -51,7 +51,12 @@ fn a_host_takes_what_its_quota_allows_and_can_read_none_of_it() {
     // What it has is enough to free that much here, and no more.
     let freed = a.dfs(["free", "--json"]).arg(a.mountpoint()).ok();
     let freed: serde_json::Value = serde_json::from_str(&freed).unwrap();
-    assert_eq!(freed["bytes"].as_u64().unwrap(), all - lack);
+    // But for the tree, without which nothing could be committed here.
+    let freed = freed["bytes"].as_u64().unwrap();
+    assert!(
+        freed <= all - lack && freed + 100_000 > all - lack,
+        "{freed} of {all} - {lack}"
+    );
     for n in 0..12 {
         assert!(
             fs::read(a.at(&format!("{n}"))).unwrap() == noise(n, 1_000_000),
