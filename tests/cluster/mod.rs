@@ -1,18 +1,23 @@
 //! Several computers: namespaces joined by a cable, each with a daemon of its own.
 
 mod care;
+mod conflicts;
 mod five;
 mod guests;
 mod hanging;
 mod hosts;
+mod joining;
 mod kills;
 mod members;
 mod pair;
 mod reaching;
 mod replicas;
+mod repositories;
 mod shards;
 mod speed;
+mod storm;
 mod strangers;
+mod trees;
 
 use std::fs;
 use std::path::Path;

@@ -121,6 +121,12 @@ impl Switch {
     pub fn path(&self, computer: usize) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.names[computer])
     }
+
+    /// Pulls a computer's plug at the switch, or puts it in again.
+    pub fn plug(&self, computer: usize, connected: bool) {
+        let (port, state) = (format!("port{computer}"), if connected { "up" } else { "down" });
+        ip(&self.hub, &["link", "set", &port, state]);
+    }
 }
 
 impl Drop for Switch {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -22,23 +23,51 @@ pub struct Entry {
     /// Of what is no directory, in nanoseconds.
     pub mtime: Option<i128>,
     pub links: Option<u64>,
+    /// The first of the names in the tree that a file with several of them has.
+    pub first: Option<PathBuf>,
     pub content: String,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// All of a tree, by path below `root`.
-pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Entry> {
-    let mut found = BTreeMap::new();
-    visit(root, &mut |path, meta| {
-        let name = path.strip_prefix(root).unwrap().to_owned();
-        found.insert(name, entry(path, meta));
-    });
-    found
+pub type Tree = BTreeMap<PathBuf, Entry>;
+
+/// All of a tree that stays as it is.
+pub fn snapshot(root: &Path) -> Tree {
+    try_snapshot(root).unwrap_or_else(|e| panic!("{}: {e}", root.display()))
+}
+
+/// All of a tree; an error when something in it goes, or cannot be read, meanwhile.
+pub fn try_snapshot(root: &Path) -> io::Result<Tree> {
+    let (mut found, mut inodes) = (BTreeMap::new(), BTreeMap::<u64, Vec<PathBuf>>::new());
+    let mut todo = vec![root.to_owned()];
+    while let Some(folder) = todo.pop() {
+        for path in fs::read_dir(folder)? {
+            let path = path?.path();
+            let meta = fs::symlink_metadata(&path)?;
+            let name = path.strip_prefix(root).map_err(io::Error::other)?.to_owned();
+            if meta.is_dir() {
+                todo.push(path.clone());
+            } else if meta.nlink() > 1 {
+                inodes.entry(meta.ino()).or_default().push(name.clone());
+            }
+            found.insert(name, entry(&path, &meta)?);
+        }
+    }
+    for mut names in inodes.into_values() {
+        names.sort();
+        for name in &names {
+            if let Some(entry) = found.get_mut(name) {
+                entry.first = names.first().cloned();
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Panics with the first differences between two trees.
 #[track_caller]
-pub fn assert_same(expected: &BTreeMap<PathBuf, Entry>, found: &BTreeMap<PathBuf, Entry>) {
+pub fn assert_same(expected: &Tree, found: &Tree) {
     let mut differences = Vec::new();
     for (path, entry) in expected {
         match found.get(path) {
@@ -192,12 +221,13 @@ pub fn visit(root: &Path, with: &mut impl FnMut(&Path, &fs::Metadata)) {
 
 /// BLAKE3 of a file's content.
 pub fn hash(path: &Path) -> blake3::Hash {
+    try_hash(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn try_hash(path: &Path) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
-    let file = fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    hasher
-        .update_reader(file)
-        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    hasher.finalize()
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize())
 }
 
 fn list(folder: &Path) -> Vec<PathBuf> {
@@ -216,43 +246,44 @@ fn registry() -> Vec<PathBuf> {
         .unwrap_or_default()
 }
 
-fn entry(path: &Path, meta: &fs::Metadata) -> Entry {
+fn entry(path: &Path, meta: &fs::Metadata) -> io::Result<Entry> {
     let kind = meta.file_type();
     let content = if kind.is_file() {
-        format!("{} bytes, {}", meta.len(), hash(path))
+        format!("{} bytes, {}", meta.len(), try_hash(path)?)
     } else if kind.is_symlink() {
-        format!("{:?}", fs::read_link(path).unwrap())
+        format!("{:?}", fs::read_link(path)?)
     } else if kind.is_block_device() || kind.is_char_device() {
         format!("device {}", meta.rdev())
     } else {
         String::new()
     };
     let mtime = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-    Entry {
+    Ok(Entry {
         kind: format!("{kind:?}"),
         mode: meta.mode() & 0o7777,
         owner: (meta.uid(), meta.gid()),
         mtime: (!kind.is_dir()).then_some(mtime),
         links: (!kind.is_dir()).then_some(meta.nlink()),
+        first: None,
         content,
         xattrs: if kind.is_symlink() {
             BTreeMap::new()
         } else {
-            xattrs(path)
+            xattrs(path)?
         },
-    }
+    })
 }
 
-fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = vec![0; 65_536];
     let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
     let mut found = BTreeMap::new();
     for name in names[..len].split(|&b| b == 0).filter(|name| !name.is_empty()) {
         let mut value = vec![0; 65_536];
-        let name_c = CString::new(name).unwrap();
-        let len = rustix::fs::lgetxattr(path, &name_c, &mut value[..]).unwrap();
+        let name_c = CString::new(name)?;
+        let len = rustix::fs::lgetxattr(path, &name_c, &mut value[..])?;
         value.truncate(len);
         found.insert(name.to_vec(), value);
     }
-    found
+    Ok(found)
 }
