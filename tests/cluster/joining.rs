@@ -6,7 +6,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use super::replicas::{in_zone, lacking, member};
-use super::trees::{PATIENCE, come_together, enter, fall_silent, names, wait_for_content, writers};
+use super::trees::{
+    PATIENCE, come_together, compared, enter, fall_silent, names, wait_for_content,
+    write_just_before_hearing, writers,
+};
 use super::{first, join, second, ticket};
 use crate::harness::command::Cmd;
 use crate::harness::namespaces::Switch;
@@ -214,6 +217,7 @@ fn the_tree_outlives_the_computer_that_made_it() {
     wait_for("B becomes an admin", SOON, || b.log().contains("is an admin now"));
     b.remount();
 
+    write_just_before_hearing(&a, &b);
     tree::odd_tree(&a.at("odd"));
     fs::write(a.at("large"), noise(1, 8 << 20)).unwrap();
     fs::write(a.at("edited"), noise(2, 700_000)).unwrap();
@@ -235,20 +239,16 @@ fn the_tree_outlives_the_computer_that_made_it() {
     drop(a);
     assert!(!folder.exists() && !state.exists());
 
-    let plain = |mut tree: Tree| -> Tree {
-        for entry in tree.values_mut() {
-            entry.owner = (0, 0);
-            entry.xattrs.retain(|name, _| name.starts_with(b"user."));
-        }
-        tree
-    };
-    let expected = plain(expected);
-    tree::assert_same(&expected, &plain(tree::snapshot(b.mountpoint())));
+    let expected = compared(expected);
+    tree::assert_same(&expected, &compared(tree::snapshot(b.mountpoint())));
     let mut c = TestVolume::empty().on(switch.path(2));
     enter(&c, &b, "writer");
     c.mount();
     let found = come_together(&[&b, &c]);
     tree::assert_same(&expected, &found);
-    fs::write(c.at("edited"), b"life goes on").unwrap();
-    wait_for_content(&b.at("edited"), b"life goes on");
+    for (n, [from, to]) in [[&c, &b], [&b, &c], [&c, &b]].into_iter().enumerate() {
+        let text = format!("life goes on {n}");
+        fs::write(from.at("edited"), &text).unwrap();
+        wait_for_content(&to.at("edited"), text.as_bytes());
+    }
 }

@@ -13,6 +13,7 @@ mod pair;
 mod reaching;
 mod replicas;
 mod repositories;
+mod returning;
 mod shards;
 mod speed;
 mod storm;

@@ -52,7 +52,7 @@ pub(super) fn enter(volume: &TestVolume, a: &TestVolume, role: &str) {
 }
 
 /// What is compared of a tree: labels that a program or a person gave, not what the host keeps beside them; files belong to whoever mounts.
-fn compared(mut tree: Tree) -> Tree {
+pub(super) fn compared(mut tree: Tree) -> Tree {
     for entry in tree.values_mut() {
         entry.owner = (0, 0);
         entry.xattrs.retain(|name, _| name.starts_with(b"user."));
@@ -102,6 +102,21 @@ pub(super) fn fall_silent(all: &[&TestVolume]) -> Tree {
     let tree = trees.next().unwrap();
     trees.for_each(|other| tree::assert_same(&tree, &other));
     tree
+}
+
+/// Changes on both, one just after the other: each in turn hears of the other's snapshot before it tells of its own, and so is the only one that
+/// needs its own. Each writes one file, named `A` and `B`.
+pub(super) fn write_just_before_hearing(a: &TestVolume, b: &TestVolume) {
+    for (round, delay) in [120, 120, 180, 180].into_iter().enumerate() {
+        let mut order = [(a, "A"), (b, "B")];
+        order.rotate_left(round % 2);
+        for (volume, name) in order {
+            fs::write(volume.at(name), format!("{round}")).unwrap();
+            std::thread::sleep(Duration::from_millis(delay));
+        }
+        come_together(&[a, b]);
+        fall_silent(&[a, b]);
+    }
 }
 
 /// Names below a tree's root, directories among them.
