@@ -1,6 +1,6 @@
 //! The common ancestors of two snapshots.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Who came from whom.
 pub trait History {
@@ -14,29 +14,17 @@ pub trait History {
 /// The common ancestors of two snapshots that are no ancestors of other common ones, in order; either of the two may be among them. More than
 /// one after two devices merged the same pair and both went on (a criss-cross).
 pub fn lowest_common<H: History + ?Sized>(history: &H, left: H::Id, right: H::Id) -> Vec<H::Id> {
-    let of_left = ancestors(history, left);
-    let of_right = ancestors(history, right);
+    let (of_left, of_right) = (ancestors(history, [left]), ancestors(history, [right]));
     let common: BTreeSet<H::Id> = of_left.intersection(&of_right).copied().collect();
-    let mut below = BTreeSet::new();
-    let mut memory = BTreeMap::new();
-    for id in &common {
-        for parent in history.parents(*id) {
-            below.extend(
-                memory
-                    .entry(parent)
-                    .or_insert_with(|| ancestors(history, parent))
-                    .iter()
-                    .copied(),
-            );
-        }
-    }
+    let above = common.iter().flat_map(|id| history.parents(*id));
+    let below = ancestors(history, above);
     common.difference(&below).copied().collect()
 }
 
-/// A snapshot and all that it came from.
-fn ancestors<H: History + ?Sized>(history: &H, id: H::Id) -> BTreeSet<H::Id> {
+/// Snapshots and all that they came from, each looked at once.
+fn ancestors<H: History + ?Sized>(history: &H, ids: impl IntoIterator<Item = H::Id>) -> BTreeSet<H::Id> {
     let mut found = BTreeSet::new();
-    let mut next = vec![id];
+    let mut next: Vec<H::Id> = ids.into_iter().collect();
     while let Some(id) = next.pop() {
         if found.insert(id) {
             next.extend(history.parents(id));
@@ -47,6 +35,9 @@ fn ancestors<H: History + ?Sized>(history: &H, id: H::Id) -> BTreeSet<H::Id> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+
     use super::*;
 
     struct Line(BTreeMap<u32, Vec<u32>>);
@@ -72,5 +63,22 @@ mod tests {
         assert_eq!(lowest_common(&history, 2, 6), [2], "one came from the other");
         assert_eq!(lowest_common(&history, 6, 5), [2, 3], "a criss-cross");
         assert!(lowest_common(&history, 6, 9).is_empty());
+    }
+
+    struct Counted(Cell<usize>);
+
+    impl History for Counted {
+        type Id = usize;
+        fn parents(&self, id: usize) -> Vec<usize> {
+            self.0.set(self.0.get() + 1);
+            id.checked_sub(1).into_iter().collect()
+        }
+    }
+
+    #[test]
+    fn a_long_past_is_walked_a_few_times_and_not_from_everywhere() {
+        let history = Counted(Cell::new(0));
+        assert_eq!(lowest_common(&history, 5000, 4999), [4999]);
+        assert!(history.0.get() <= 5 * 5001, "{} steps", history.0.get());
     }
 }
