@@ -355,7 +355,8 @@ impl Commit<'_> {
                     }
                     _ => {}
                 }
-                self.edits.entry(key(&id, &name)).or_insert(None);
+                // Also where a file was just given its other names: this one went with the directory.
+                self.edits.insert(key(&id, &name), None);
             }
             self.edits.entry(own_key(&id)).or_insert(None);
             self.flush(FLUSH)?;
