@@ -217,6 +217,9 @@ impl Met {
         let (id, name, record) = Record::decode_entry(key, value)?;
         let name = (!name.is_empty()).then(|| name.into());
         if let Some((id, node)) = self.node(id, name, record) {
+            let taken = side.get(&id).is_some_and(|said| said.node.is_some());
+            // Two files of one id, which no device should make: the second is taken for one of its own, the same on every device.
+            let id = if taken { record::twin(&id, key) } else { id };
             let said = side.entry(id).or_default();
             said.is_twice |= said.node.replace(node).is_some();
         }

@@ -17,6 +17,7 @@ use crate::base::{DeviceId, FileId, names};
 use super::content::Content;
 use super::slot::packed_max;
 
+const TWIN_CONTEXT: &str = "dfs 2026 v1 id of a file that has another's";
 const VERSION_CONTEXT: &str = "dfs 2026 v1 version of a file";
 
 /// Longest name of an extended attribute, in bytes (Linux `XATTR_NAME_MAX`).
@@ -131,6 +132,13 @@ pub fn directory_entries(id: FileId, place: Place, meta: Meta) -> BTreeMap<Vec<u
     let Place { parent, name } = place;
     let named = (key(&parent, &name), Record::Directory { id });
     BTreeMap::from([named, (own_key(&id), Record::Own { parent, name, meta })])
+}
+
+/// The id of a file that has another one's: what a tree should not have, and must not stop anybody.
+pub fn twin(id: &FileId, key: &[u8]) -> FileId {
+    let mut hasher = blake3::Hasher::new_derive_key(TWIN_CONTEXT);
+    hasher.update(&id.0).update(key);
+    FileId::derived(hasher.finalize().as_bytes())
 }
 
 /// Stands for what a file's content is: equal of equal contents, whoever wrote them. What is cut into other blocks has another one.

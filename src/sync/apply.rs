@@ -107,8 +107,9 @@ impl Apply<'_> {
         self.finish_dirs()?;
         if self.outcome.left > 0 {
             for place in std::mem::take(&mut self.touched) {
-                if let Some(path) = self.path(&place.parent)? {
-                    self.volume.note_applied(&path, OsStr::from_bytes(&place.name));
+                match self.path(&place.parent)? {
+                    Some(path) => self.volume.note_applied(&path, place.parent, name(&place)),
+                    None => self.volume.note_everything(),
                 }
             }
         }

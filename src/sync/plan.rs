@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::base::tree::{Meta, Place};
 use crate::base::{BlockId, FileId};
 use crate::object::map::{self, Nodes, Root};
-use crate::object::record::{Body, Record};
+use crate::object::record::{Body, Record, twin};
 use crate::volume::{TreeNodes, VolumeError, of_map};
 
 use super::Result;
@@ -94,7 +94,7 @@ pub(super) fn changes(nodes: &Reading<'_>, from: &Root, to: &Root) -> Result<Cha
         for (value, is_new) in [(old, false), (new, true)] {
             let Some(value) = value else { continue };
             match Record::decode_entry(key, value) {
-                Ok((at, name, record)) => take(&mut changes, at, name, record, is_new),
+                Ok(entry) => take(&mut changes, key, entry, is_new),
                 Err(error) => {
                     wrong = Some(error);
                     return ControlFlow::Break(());
@@ -110,7 +110,7 @@ pub(super) fn changes(nodes: &Reading<'_>, from: &Root, to: &Root) -> Result<Cha
     }
 }
 
-fn take(changes: &mut Changes, at: FileId, name: &[u8], record: Record, is_new: bool) {
+fn take(changes: &mut Changes, key: &[u8], (at, name, record): (FileId, &[u8], Record), is_new: bool) {
     let place = Place {
         parent: at,
         name: name.into(),
@@ -121,6 +121,15 @@ fn take(changes: &mut Changes, at: FileId, name: &[u8], record: Record, is_new: 
         Record::Shared { places, meta, body } => (at, places, meta, Some(body)),
         // The records by id say the same.
         Record::Directory { .. } | Record::Link { .. } => return,
+    };
+    let taken = |change: &Change| match is_new {
+        true => !change.after.places.is_empty(),
+        false => !change.before.places.is_empty(),
+    };
+    // As `merge::View` takes it.
+    let id = match changes.get(&id).is_some_and(taken) {
+        true => twin(&id, key),
+        false => id,
     };
     let change = changes.entry(id).or_default();
     let side = if is_new {

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLockWriteGuard};
 use super::collect::host_path;
 use super::nodes::Nodes;
 use super::{ROOT_INO, Volume};
-use crate::base::names;
+use crate::base::{FileId, names};
 
 /// Names noted one by one; beyond this everything is looked at.
 const NAMES_MAX: usize = 1 << 20;
@@ -28,8 +28,8 @@ pub struct Changes(Mutex<Option<Noted>>);
 pub struct Noted {
     /// By the inode number of their directory, which the table of nodes knows.
     pub(super) names: HashMap<u64, BTreeSet<Box<OsStr>>>,
-    /// By the path of their directory in the folder.
-    pub(super) paths: BTreeSet<(PathBuf, Box<OsStr>)>,
+    /// By the path of their directory in the folder, with its id where that is known.
+    pub(super) paths: BTreeSet<(PathBuf, Box<OsStr>, Option<FileId>)>,
     /// Something changed that nobody can name: all names have to be looked at.
     pub(super) everything: bool,
     count: usize,
@@ -198,11 +198,12 @@ impl Volume {
         }
     }
 
-    /// A name in a directory of the volume was changed as another device has it.
-    pub fn note_applied(&self, directory: &Path, name: &OsStr) {
+    /// A name in a directory of the volume, which has this id, was changed as another device has it.
+    pub fn note_applied(&self, directory: &Path, id: FileId, name: &OsStr) {
         let mut changes = self.changes.0.lock();
         let Some(noted) = changes.as_mut() else { return };
-        if !noted.everything && noted.paths.insert((host_path(directory), name.into())) {
+        let at = (host_path(directory), name.into(), Some(id));
+        if !noted.everything && noted.paths.insert(at) {
             noted.count += 1;
         }
         noted.touched();
@@ -216,7 +217,7 @@ impl Volume {
             && let Some(names::HostName::File(name) | names::HostName::Dir(name)) = names::from_host(host)
             && noted
                 .paths
-                .insert((directory.to_owned(), name.into_boxed_os_str()))
+                .insert((directory.to_owned(), name.into_boxed_os_str(), None))
         {
             noted.count += 1;
         }

@@ -119,11 +119,16 @@ impl Volume {
                 ));
             }
         }
-        for (path, name) in &noted.paths {
-            match self.folder.dir(path) {
-                Ok(fd) => found.push((self.dir_at(fd)?, vec![name.clone().into_os_string()])),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        for (path, name, id) in &noted.paths {
+            let dir = match self.folder.dir(path) {
+                Ok(fd) => Some(self.dir_at(fd)?),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                 Err(error) => return Err(VolumeError::host("open a directory", error)),
+            };
+            match dir.filter(|dir| id.is_none() || dir.id == *id) {
+                Some(dir) => found.push((dir, vec![name.clone().into_os_string()])),
+                // It is somewhere else by now.
+                None => self.note_everything(),
             }
         }
         Ok(found)
