@@ -61,6 +61,8 @@ pub(super) struct Assembly {
     volume: Option<Arc<Volume>>,
     /// Where the volume's tree was, if that is known.
     journal: Option<Journal>,
+    /// Whether the tree is committed.
+    syncs: bool,
     read_only: bool,
     timeout: Duration,
     metrics: Option<SocketAddr>,
@@ -110,6 +112,7 @@ impl Assembly {
             tiered,
             volume: None,
             journal: None,
+            syncs: config.sync.enabled,
             read_only: false,
             timeout: config.network.timeout,
             metrics: config.metrics.listen,
@@ -205,7 +208,7 @@ impl Assembly {
     pub(super) fn start_trees(&self, located: &Located, key: DeviceKey) -> Option<Trees> {
         let (volume, journal) = (self.volume.as_ref()?, self.journal.clone()?);
         let reads_only = self.identity.role == Role::Reader;
-        if self.read_only && !reads_only {
+        if !self.syncs || (self.read_only && !reads_only) {
             return None;
         }
         let own = trees::Own {

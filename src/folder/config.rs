@@ -60,6 +60,10 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # Seconds between background syncs.
 # sync_interval = 5
 
+[sync]
+# Commit what changes in the folder, and keep it the same on all devices of the volume.
+# enabled = true
+
 [replication]
 # Copies of each block on other computers.
 # replicas = 2
@@ -116,8 +120,24 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// `[volume]`
     pub volume: VolumeConfig,
+    /// `[sync]`
+    pub sync: SyncConfig,
     /// `[replication]`
     pub replication: ReplicationConfig,
+}
+
+/// `[sync]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SyncConfig {
+    /// Whether the tree is committed and exchanged with other devices.
+    pub enabled: bool,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
 }
 
 /// `[store]`

@@ -100,6 +100,16 @@ impl Marked {
         *of_all = of_all.and(needs);
     }
 
+    /// Adds what is not there yet.
+    pub(super) fn add_missing(&mut self, other: Self) {
+        for (id, needs) in other.data {
+            self.data.entry(id).or_insert(needs);
+        }
+        for (id, needs) in other.index {
+            self.index.entry(id).or_insert(needs);
+        }
+    }
+
     /// False when the block, and so all below it, was looked at for a file with no lesser needs.
     pub(super) fn add_index(&mut self, id: BlockId) -> bool {
         let needs = self.needs;

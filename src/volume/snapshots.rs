@@ -144,10 +144,18 @@ impl Volume {
     }
 
     /// What retained snapshots reach: what they share is looked at once.
-    pub(super) fn mark_snapshots(&self, marked: &mut Marked) -> Result<()> {
+    /// What files name as well needs what their owner wishes for these.
+    pub(super) fn mark_snapshots(&self, files: &mut Marked) -> Result<()> {
+        let mut past = Marked::as_far_as_here(self.default_needs());
+        self.mark_retained(&mut past)?;
+        self.mark_elsewhere(&mut past)?;
+        files.add_missing(past);
+        Ok(())
+    }
+
+    fn mark_retained(&self, marked: &mut Marked) -> Result<()> {
         let retained = self.retained.lock().clone();
         let retained = retained.ok_or(VolumeError::Invalid("which snapshots are kept is not known"))?;
-        marked.needs = self.default_needs();
         for id in retained {
             if !marked.add_index(id) {
                 continue;

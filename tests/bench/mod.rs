@@ -10,6 +10,9 @@ use std::time::Duration;
 use crate::harness::calls::{Calls, Counter, On};
 use crate::harness::volume::{ALONE, TestVolume};
 
+/// A commit of the tree falls into one figure or the next as it pleases: these are the costs of the operations alone.
+const UNCOMMITTED: &str = "[sync]\nenabled = false\n";
+
 /// What is put off is done after a second, so that it is seen soon.
 const SETTINGS: &str = "[volume]\nsync_interval = 1\n";
 
@@ -53,7 +56,7 @@ struct Cost {
 impl Counted {
     fn new() -> Self {
         let mut volume = TestVolume::new();
-        volume.configure(&format!("{ALONE}{SETTINGS}"));
+        volume.configure(&format!("{ALONE}{UNCOMMITTED}{SETTINGS}"));
         volume.mount();
         let counter = Counter::attach(&volume);
         Self {
@@ -65,7 +68,7 @@ impl Counted {
     /// From the next [`Counted::cold`] on the daemon syncs nothing by itself: on a slow day that would come in the middle of a workload.
     fn without_background_sync(&mut self) {
         self.volume
-            .configure(&format!("{ALONE}[volume]\nsync_interval = 3600\n"));
+            .configure(&format!("{ALONE}{UNCOMMITTED}[volume]\nsync_interval = 3600\n"));
     }
 
     /// Forgets all that kernel and daemon have in memory.
