@@ -29,8 +29,9 @@ fn many_kills_in_the_midst_of_replication() {
 /// What A's files hold, as far as it was acknowledged: the seed and the length of their content.
 type Files = BTreeMap<u64, (u64, usize)>;
 
-/// Blocks of an empty tree and of the snapshots that lead to it.
-const TREE_BLOCKS: u64 = 8;
+/// Blocks of an empty tree and of the snapshots that lead to it: each computer keeps up to 256 of these small blocks, and gives back those
+/// that it needs no more when it next names all that it needs.
+const TREE_BLOCKS: u64 = 300;
 
 fn kill_often(kills: u64) {
     let kills = std::env::var("DFS_TEST_KILLS").map_or(kills, |text| text.parse().unwrap());
