@@ -52,16 +52,32 @@ impl Environment {
 
     /// `path` as an absolute one. Symbolic links are resolved as far as the path exists; a dead mount on the way is left as it is.
     pub fn absolute(&self, path: &Path) -> PathBuf {
+        resolved(self.current_dir.join(path))
+    }
+
+    /// As [`Self::absolute`], but of a symbolic link its own path.
+    pub fn absolute_name(&self, path: &Path) -> PathBuf {
         let joined = self.current_dir.join(path);
-        if let Ok(real) = joined.canonicalize() {
-            return real;
-        }
         match (joined.parent(), joined.file_name()) {
+            (Some(parent), Some(name)) => resolved(parent.to_owned()).join(name),
+            _ => resolved(joined),
+        }
+    }
+}
+
+/// A path without symbolic links, as far as it exists.
+fn resolved(path: PathBuf) -> PathBuf {
+    let (mut at, mut rest) = (path.as_path(), Vec::new());
+    loop {
+        if let Ok(real) = at.canonicalize() {
+            return rest.iter().rev().fold(real, |path, name| path.join(name));
+        }
+        match (at.parent(), at.file_name()) {
             (Some(parent), Some(name)) => {
-                let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
-                parent.join(name)
+                rest.push(name.to_owned());
+                at = parent;
             }
-            _ => joined,
+            _ => return path,
         }
     }
 }
@@ -97,6 +113,26 @@ mod tests {
         })?;
         let text = |path: PathBuf| path.to_str().map(str::to_owned);
         Some((text(found.state_home)?, text(found.runtime_dir)?))
+    }
+
+    #[test]
+    fn what_is_gone_has_a_path_still() {
+        let temp = tempfile::tempdir().unwrap();
+        let real = temp.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", real.join("link")).unwrap();
+        assert_eq!(resolved(real.join("link/gone/file")), real.join("dir/gone/file"));
+        assert_eq!(resolved(real.join("link")), real.join("dir"));
+        let env = Environment {
+            places: places(true, |_| None).unwrap(),
+            log_filter: None,
+            progress: false,
+            current_dir: real.clone(),
+        };
+        assert_eq!(env.absolute_name(Path::new("link")), real.join("link"));
+        assert_eq!(env.absolute_name(Path::new("link/x")), real.join("dir/x"));
+        assert_eq!(env.absolute_name(Path::new(".")), real);
+        assert_eq!(env.absolute(Path::new("link")), real.join("dir"));
     }
 
     #[test]

@@ -31,12 +31,16 @@ pub enum Place {
 
 /// Finds the volume of `path`, given as on the command line.
 pub fn find(env: &Environment, path: &Path) -> Outcome<Place> {
-    let path = env.absolute(path);
-    if let Some(daemon) = client::find(&env.places.runtime_dir, &path) {
+    find_absolute(env, &env.absolute(path))
+}
+
+/// Finds the volume of an absolute path.
+pub fn find_absolute(env: &Environment, path: &Path) -> Outcome<Place> {
+    if let Some(daemon) = client::find(&env.places.runtime_dir, path) {
         let status = &daemon.status;
         let inside = match &status.mountpoint {
-            Some(mount) if path.starts_with(mount) => relative(&path, mount),
-            _ => shown(&relative(&path, &status.folder)),
+            Some(mount) if path.starts_with(mount) => relative(path, mount),
+            _ => shown(&relative(path, &status.folder)),
         };
         return Ok(Place::Running {
             daemon: Box::new(daemon),
@@ -46,7 +50,7 @@ pub fn find(env: &Environment, path: &Path) -> Outcome<Place> {
     for folder in path.ancestors() {
         match Marker::load(folder) {
             Ok(Some(_)) => {
-                let inside = shown(&relative(&path, folder));
+                let inside = shown(&relative(path, folder));
                 return Ok(match elsewhere(env, folder) {
                     Some(daemon) => Place::Running {
                         daemon: Box::new(daemon),

@@ -5,6 +5,7 @@
 pub mod background;
 mod care;
 mod copy;
+mod diff;
 mod environment;
 pub mod fsck;
 mod generate;
@@ -12,6 +13,7 @@ mod init;
 mod invite;
 mod join;
 mod locate;
+mod log;
 mod members;
 pub mod mount_helper;
 mod mount_options;
@@ -21,12 +23,14 @@ mod progress;
 mod remove;
 mod replicas;
 mod report;
+mod restore;
 mod role;
 mod show;
 mod status;
 mod umount;
 pub mod umount_helper;
 mod up;
+mod when;
 mod words;
 
 use std::process::ExitCode;
@@ -64,6 +68,9 @@ enum Verb {
     Sync(replicas::SyncArgs),
     Verify(care::VerifyArgs),
     Gc(care::GcArgs),
+    Log(log::Args),
+    Diff(diff::Args),
+    Restore(restore::Args),
     Show(show::Args),
     Umount(umount::Args),
     #[command(hide = true, subcommand)]
@@ -112,6 +119,9 @@ fn run(cli: Cli) -> Outcome {
         Verb::Verify(args) => care::verify(&env, args),
         Verb::Gc(args) => care::gc(&env, args),
         Verb::Sync(args) => replicas::sync(&env, args),
+        Verb::Log(args) => log::run(&env, args),
+        Verb::Diff(args) => diff::run(&env, args),
+        Verb::Restore(args) => restore::run(&env, args),
         Verb::Show(args) => show::run(&env, args),
         Verb::Umount(args) => umount::run(&env, args),
         Verb::Generate(args) => generate::run(&args),

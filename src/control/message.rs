@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::history::{PathDiff, PathLog, PathRestored, When};
 use super::path_text;
 use super::tree::Tree;
 use crate::base::work::Work;
@@ -97,6 +98,35 @@ pub enum Request {
         /// In seconds; zero: do not wait.
         wait_secs: u64,
     },
+    /// The versions of a path.
+    Log {
+        /// Path in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        path: PathBuf,
+        /// At most so many, the newest.
+        most: usize,
+    },
+    /// What differs between two snapshots.
+    Diff {
+        /// Path in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        path: PathBuf,
+        /// The older one; none: the one before the newer one.
+        #[serde(default)]
+        from: Option<When>,
+        /// The newer one; none: the newest.
+        #[serde(default)]
+        to: Option<When>,
+    },
+    /// Bring a path back to what it was.
+    Restore {
+        /// Path in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        path: PathBuf,
+        /// In this snapshot; none: in the newest in which it was.
+        #[serde(default)]
+        at: Option<When>,
+    },
     /// Unmount, write everything back, end.
     Stop {
         /// Unmount even while files are open: whoever has them open keeps them until the daemon has drained.
@@ -162,6 +192,12 @@ pub enum Answer {
     Garbage(Garbage),
     /// To [`Request::Sync`].
     Replication(Replication),
+    /// To [`Request::Log`].
+    Log(PathLog),
+    /// To [`Request::Diff`].
+    Diff(PathDiff),
+    /// To [`Request::Restore`].
+    Restored(PathRestored),
     /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
     Stopped {
         /// The process.
@@ -183,6 +219,9 @@ impl fmt::Debug for Answer {
             Self::Verified(verified) => f.debug_tuple("Verified").field(verified).finish(),
             Self::Garbage(garbage) => f.debug_tuple("Garbage").field(garbage).finish(),
             Self::Replication(health) => f.debug_tuple("Replication").field(health).finish(),
+            Self::Log(log) => f.debug_tuple("Log").field(log).finish(),
+            Self::Diff(diff) => f.debug_tuple("Diff").field(diff).finish(),
+            Self::Restored(restored) => f.debug_tuple("Restored").field(restored).finish(),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
         }
     }

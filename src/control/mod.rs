@@ -4,12 +4,16 @@
 //! `daemon` gives [`Server`] a [`Handler`], `cli` asks through [`client`].
 
 pub mod client;
+pub mod history;
 mod line;
 pub mod message;
 mod path_text;
 mod server;
 pub mod tree;
 
+pub use history::{
+    Became, Past, PathDiff, PathDifference, PathKind, PathLog, PathRestored, PathVersion, Tally, When,
+};
 pub use message::{
     Answer, Changed, Copied, Exchange, Failure, Freed, Garbage, Group, Groups, Health, Member, Network, Peer,
     Pinned, Progress, Replication, Reply, Request, Stall, Status, Totals, Verified,

@@ -14,6 +14,7 @@ use super::care::{self, Care, Pinning};
 use super::copy;
 use super::membership;
 use super::network::Networking;
+use super::past;
 use super::replication::Replication;
 use super::run::Event;
 use super::scrub::Damaged;
@@ -207,6 +208,15 @@ impl Answers {
         ))
     }
 
+    /// What knows the past.
+    fn trees(&self, what: &str) -> Result<&Trees, Failure> {
+        self.volume(what)?;
+        self.trees.as_deref().ok_or_else(|| {
+            let why = "this mount is read-only, or its list of snapshots could not be read";
+            Failure::new(what, why, "mount without `ro`; the log says more")
+        })
+    }
+
     fn volume(&self, what: &str) -> Result<&Arc<Volume>, Failure> {
         self.volume
             .as_ref()
@@ -295,6 +305,18 @@ impl Handler for Answers {
                 self.care("cannot collect garbage")?
                     .collect(now)
                     .map(Answer::Garbage)
+            }
+            Request::Log { path, most } => {
+                past::log(self.trees("cannot tell what was")?, &path, most).map(Answer::Log)
+            }
+            Request::Diff { path, from, to } => {
+                let trees = self.trees("cannot compare")?;
+                past::diff(trees, &path, from.as_ref(), to.as_ref()).map(Answer::Diff)
+            }
+            Request::Restore { path, at } => {
+                let what = "cannot restore";
+                let (volume, trees) = (self.volume(what)?, self.trees(what)?);
+                past::restore(volume, trees, &path, at.as_ref()).map(Answer::Restored)
             }
             Request::Stop { lazy } => self.stop(lazy),
         }

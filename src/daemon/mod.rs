@@ -17,6 +17,7 @@ mod metrics;
 mod network;
 mod offline;
 mod open;
+mod past;
 mod plain_files;
 mod process;
 mod replication;

@@ -150,6 +150,11 @@ impl Trees {
         })
     }
 
+    /// What does it.
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Where the tree is.
     pub(super) fn look(&self) -> Tree {
         let journal = self.engine.journal();

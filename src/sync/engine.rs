@@ -72,12 +72,14 @@ pub struct Round {
 
 /// The engine of one volume on one device.
 pub struct Engine {
-    volume: Arc<Volume>,
+    pub(super) volume: Arc<Volume>,
     state: StateDir,
     heads: Arc<dyn Heads>,
     device: DeviceId,
     /// Whether what changes here is committed.
-    may_write: bool,
+    pub(super) may_write: bool,
+    /// Held by whoever brings the folder to another tree: one at a time.
+    pub(super) turn: Mutex<()>,
     journal: Mutex<Journal>,
     known: Mutex<HashMap<BlockId, Arc<Snapshot>>>,
     /// Heads of others that the folder's came from.
@@ -112,6 +114,7 @@ impl Engine {
             heads,
             device,
             may_write,
+            turn: Mutex::new(()),
             journal: Mutex::new(journal),
             known: Mutex::default(),
             included: Mutex::default(),
@@ -142,6 +145,7 @@ impl Engine {
 
     /// One round. `now`: what changed is committed without waiting for it to come to rest. `take_in`: what others did is brought here.
     pub fn round(&self, now: bool, take_in: bool) -> Result<Round> {
+        let _turn = self.turn.lock();
         let mut round = Round::default();
         if self.may_write && (now || self.is_due()) {
             round.committed = self.commit()?;
@@ -221,10 +225,7 @@ impl Engine {
     }
 
     fn commit_taking(&self, taken: &mut Vec<Noted>) -> Result<bool> {
-        let (head, made) = {
-            let journal = self.journal.lock();
-            (journal.head, journal.made)
-        };
+        let head = self.journal.lock().head;
         let before = match head {
             Some(head) => self.snapshot(&head)?.root,
             None => Root::EMPTY,
@@ -258,7 +259,13 @@ impl Engine {
         }
         // What is committed must not be lost, or it would look as if somebody here had taken it back.
         self.volume.make_durable()?;
-        let made = made + 1;
+        self.made(head, root)?;
+        Ok(true)
+    }
+
+    /// Makes a snapshot of the tree that the folder is at. Nothing may be collected meanwhile.
+    pub(super) fn made(&self, head: Option<BlockId>, root: Root) -> Result<BlockId> {
+        let made = self.journal.lock().made + 1;
         let snapshot = Snapshot {
             parents: head.into_iter().collect(),
             root,
@@ -271,7 +278,7 @@ impl Engine {
         };
         let id = self.volume.put_snapshot(&snapshot)?;
         self.arrive(id, Some(made), false)?;
-        Ok(true)
+        Ok(id)
     }
 
     /// The folder is at a snapshot from now on.
@@ -288,7 +295,7 @@ impl Engine {
     }
 
     /// Tells of the head, unless that was done.
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         if !self.may_write {
             return;
         }

@@ -233,7 +233,7 @@ impl Step {
 }
 
 /// Whether they are the same to a reader, whoever wrote them.
-fn reads_as(a: &Body, b: &Body) -> bool {
+pub(super) fn reads_as(a: &Body, b: &Body) -> bool {
     match (a, b) {
         (Body::File { content: a, .. }, Body::File { content: b, .. }) => a == b,
         _ => a == b,
