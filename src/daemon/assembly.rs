@@ -15,6 +15,7 @@ use super::watchdog;
 use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
 use crate::folder::config::Config;
+use crate::folder::keep::Keep;
 use crate::folder::state::{Keyring, StateDir};
 use crate::keys::DeviceKey;
 use crate::keys::certificate::Role;
@@ -66,6 +67,7 @@ pub(super) struct Assembly {
     read_only: bool,
     timeout: Duration,
     metrics: Option<SocketAddr>,
+    keep: Keep,
     closed: Mutex<bool>,
 }
 
@@ -116,6 +118,7 @@ impl Assembly {
             read_only: false,
             timeout: config.network.timeout,
             metrics: config.metrics.listen,
+            keep: config.history.keep.clone(),
             closed: Mutex::new(false),
         };
         let read_only = read_only(assembly.identity.role, options);
@@ -218,7 +221,7 @@ impl Assembly {
             may_write: !self.read_only,
         };
         let node = self.network.as_ref().map(|network| Arc::clone(network.node()));
-        Trees::start(volume, &located.state, journal, node, own)
+        Trees::start(volume, &located.state, journal, node, (own, self.keep.clone()))
             .inspect_err(|error| tracing::error!(%error, "nothing is committed: no thread for it"))
             .ok()
     }

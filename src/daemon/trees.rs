@@ -13,6 +13,7 @@ use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId, GroupId, VolumeId};
 use crate::control::{Standing, Tree, TreeOf};
+use crate::folder::keep::Keep;
 use crate::folder::state::StateDir;
 use crate::keys::{DeviceKey, Head};
 use crate::node::{HeadListener, PublishError};
@@ -125,7 +126,7 @@ impl Trees {
         state: &StateDir,
         journal: Journal,
         node: Option<Arc<SharedNode>>,
-        own: Own,
+        (own, keep): (Own, Keep),
     ) -> std::io::Result<Self> {
         let bell = Arc::<Bell>::default();
         if let Some(node) = &node {
@@ -137,7 +138,8 @@ impl Trees {
             own,
             volume: Arc::clone(volume),
         });
-        let engine = Arc::new(Engine::new(volume, state, journal, heads, device, may_write));
+        let engine = Engine::new(volume, state, journal, heads, device, may_write).keeping(keep);
+        let engine = Arc::new(engine);
         let thread = std::thread::Builder::new().name("dfs-trees".into()).spawn({
             let (engine, bell) = (Arc::clone(&engine), Arc::clone(&bell));
             move || run(&engine, &bell)

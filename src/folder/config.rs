@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::keep::Keep;
 use crate::base::limits::{FETCH_TIMEOUT_SECS, REPLICAS_MAX};
 
 /// Longest `dfs.toml`, in bytes.
@@ -80,6 +81,11 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 # reserve = "1GiB"
 # What fails together with this device, such as "attic"; "auto": this computer.
 # zone = "auto"
+
+[history]
+# Snapshots that are kept: one for each hour of the last 24 hours, one for each day of 30 days, one for each week of a year, and all of the last
+# hour; "all", or "none" but the newest.
+# keep = "1h:24h 1d:30d 1w:1y"
 "#;
 
 /// The line of [`TEMPLATE`] that is another one in an open group, and that one.
@@ -124,6 +130,17 @@ pub struct Config {
     pub sync: SyncConfig,
     /// `[replication]`
     pub replication: ReplicationConfig,
+    /// `[history]`
+    pub history: HistoryConfig,
+}
+
+/// `[history]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HistoryConfig {
+    /// Which snapshots are kept.
+    #[serde(deserialize_with = "keep")]
+    pub keep: Keep,
 }
 
 /// `[sync]`
@@ -442,6 +459,12 @@ fn zone<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
         true => Ok((name != AUTO).then_some(name)),
         false => Err(D::Error::custom(what)),
     }
+}
+
+fn keep<'de, D: Deserializer<'de>>(d: D) -> Result<Keep, D::Error> {
+    let what = "expected \"all\", \"none\", or steps and how far back they reach, such as \"1h:24h 1d:30d 1w:1y\" (min, h, d, w, y)";
+    let text = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    super::keep::parse(&text).ok_or_else(|| D::Error::custom(what))
 }
 
 fn whole<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<i64, D::Error> {

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod host;
+pub mod keep;
 pub mod listener;
 pub mod marker;
 pub mod slots;

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::journal::Journal;
-use super::{Result, apply, commit, merging};
+use super::{Result, apply, commit, merging, thinning};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::types::Timestamp;
 use crate::base::{BlockId, DeviceId};
+use crate::folder::keep::Keep;
 use crate::folder::state::StateDir;
 use crate::object::map::Root;
 use crate::object::snapshot::{Made, Snapshot};
@@ -33,6 +34,9 @@ const LOST_FOR: Duration = Duration::from_secs(60);
 
 /// Snapshots of the past that are kept here with one that others made.
 const PAST_MAX: usize = 256;
+
+/// Between two looks for snapshots that need not be kept.
+const THIN_AGAIN: Duration = Duration::from_secs(600);
 
 /// Snapshots kept in memory.
 const KNOWN_MAX: usize = 1 << 16;
@@ -87,6 +91,8 @@ pub struct Engine {
     /// Snapshots of the past that could not be had, when, and why.
     lost: Mutex<HashMap<BlockId, (Instant, String)>>,
     last_commit: Mutex<Option<Instant>>,
+    keep: Keep,
+    last_thinned: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -120,7 +126,15 @@ impl Engine {
             included: Mutex::default(),
             lost: Mutex::default(),
             last_commit: Mutex::new(None),
+            keep: Keep::All,
+            last_thinned: Mutex::new(None),
         }
+    }
+
+    /// Which snapshots it keeps, instead of all.
+    #[must_use]
+    pub fn keeping(self, keep: Keep) -> Self {
+        Self { keep, ..self }
     }
 
     /// The journal as it is.
@@ -167,8 +181,47 @@ impl Engine {
             }
         }
         self.tell();
-        self.let_go()?;
+        self.thin_now_and_then();
         Ok(round)
+    }
+
+    /// Lets go of snapshots that need not be kept, now and then; at once where none is to be kept.
+    fn thin_now_and_then(&self) {
+        let rested = |last: Instant| self.keep == Keep::Rules(Vec::new()) || last.elapsed() >= THIN_AGAIN;
+        if self.last_thinned.lock().is_none_or(rested) {
+            // What cannot be let go of now is kept.
+            if let Err(error) = self.thin(SystemClock.now()) {
+                tracing::warn!(%error, "all snapshots are kept this time");
+            }
+            *self.last_thinned.lock() = Some(Instant::now());
+        }
+    }
+
+    /// Lets go of snapshots that need not be kept. Those that another device was at when it was last heard of stay, since what it did meanwhile is
+    /// merged over that one.
+    pub(super) fn thin(&self, now: u64) -> Result<()> {
+        let known = self.heads.known().into_iter();
+        let others: BTreeSet<BlockId> = known
+            .filter(|(device, _)| *device != self.device)
+            .map(|(_, head)| head)
+            .collect();
+        let mut journal = self.journal.lock();
+        // What is not taken in yet is merged over something that is older than it.
+        let is_in = |head: &BlockId| journal.head == Some(*head) || self.included.lock().contains(head);
+        if !others.iter().all(is_in) {
+            return Ok(());
+        }
+        let kept = thinning::thin(&journal.kept, &self.keep, now, |id| others.contains(id));
+        if kept.len() < journal.kept.len() {
+            let next = Journal {
+                kept,
+                ..journal.clone()
+            };
+            next.save(&self.state)?;
+            self.volume.retain_snapshots(next.ids());
+            *journal = next;
+        }
+        Ok(())
     }
 
     /// Heads of others that the folder is not at and did not come from, in the same order on every device.
@@ -306,28 +359,6 @@ impl Engine {
         if !known.contains(&(self.device, snapshot)) {
             self.heads.publish(snapshot);
         }
-    }
-
-    /// Lets go of the snapshots that nobody needs any more.
-    fn let_go(&self) -> Result<()> {
-        let known = self.heads.known().into_iter();
-        let others: BTreeSet<BlockId> = known
-            .filter(|(device, _)| *device != self.device)
-            .map(|(_, head)| head)
-            .collect();
-        let mut journal = self.journal.lock();
-        // What is not taken in yet is merged over something that is older than it.
-        let is_in = |head: &BlockId| journal.head == Some(*head) || self.included.lock().contains(head);
-        if !others.iter().all(is_in) {
-            return Ok(());
-        }
-        let mut next = journal.clone();
-        if next.prune(&others) {
-            next.save(&self.state)?;
-            self.volume.retain_snapshots(next.ids());
-            *journal = next;
-        }
-        Ok(())
     }
 
     /// Brings the folder to what another device committed, merged with what is here. False when something has to wait.

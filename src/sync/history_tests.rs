@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::history::{At, Change, Counts, Kind};
 use super::{Engine, Heads, Journal, SyncError};
 use crate::base::types::{Caller, DirEntry, FileKind, OpenMode, RenameMode, SetAttr};
 use crate::base::{BlockId, DeviceId, StoreId};
 use crate::folder::Folder;
+use crate::folder::keep::Keep;
 use crate::folder::state::StateDir;
 use crate::keys::{RootSecret, VolumeKeys};
 use crate::object::map;
@@ -33,36 +36,42 @@ const RW: OpenMode = OpenMode {
     note_access: false,
 };
 
-struct Alone;
+/// The head of another device, which says nothing else.
+#[derive(Default)]
+struct Other(Mutex<Option<BlockId>>);
 
-impl Heads for Alone {
+impl Heads for Other {
     fn known(&self) -> Vec<(DeviceId, BlockId)> {
-        Vec::new()
+        let head = *self.0.lock();
+        head.map(|head| (DeviceId([2; 32]), head)).into_iter().collect()
     }
 
     fn publish(&self, _: BlockId) {}
 }
 
-struct One {
+pub(super) struct One {
     _temp: tempfile::TempDir,
+    store: Arc<MemoryStore>,
+    other: Arc<Other>,
     volume: Arc<Volume>,
-    engine: Engine,
+    pub(super) engine: Engine,
 }
 
 /// What is at a path, as a user sees it.
-type Shown = BTreeMap<PathBuf, String>;
+pub(super) type Shown = BTreeMap<PathBuf, String>;
 
 impl One {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("folder")).unwrap();
         let state = StateDir::create(&temp.path().join("state")).unwrap();
         let keys = VolumeKeys::from_root(&RootSecret::from_bytes([7; 32]), 1).unwrap();
-        let store = Arc::new(MemoryStore::new(StoreId([1; 16]))) as Arc<dyn BlockStore>;
+        let store = Arc::new(MemoryStore::new(StoreId([1; 16])));
+        let blocks = Arc::clone(&store) as Arc<dyn BlockStore>;
         let volume = Volume::start(
             Folder::open(&temp.path().join("folder")).unwrap(),
             Arc::new(keys),
-            Tiered::new(store, Arc::new(NoFetch), Duration::from_secs(2)),
+            Tiered::new(blocks, Arc::new(NoFetch), Duration::from_secs(2)),
             VolumeOptions {
                 sync_interval: Duration::from_secs(3600),
                 retained: Some(Vec::new()),
@@ -71,9 +80,14 @@ impl One {
         )
         .unwrap();
         let journal = Journal::default();
-        let engine = Engine::new(&volume, &state, journal, Arc::new(Alone), DeviceId([1; 32]), true);
+        let (other, device) = (Arc::<Other>::default(), DeviceId([1; 32]));
+        let heads = Arc::clone(&other) as Arc<dyn Heads>;
+        let engine =
+            Engine::new(&volume, &state, journal, heads, device, true).keeping(Keep::Rules(Vec::new()));
         Self {
             _temp: temp,
+            store,
+            other,
             volume,
             engine,
         }
@@ -93,12 +107,12 @@ impl One {
         (self.find(parent).unwrap(), path.file_name().unwrap())
     }
 
-    fn mkdir(&self, path: &str) {
+    pub(super) fn mkdir(&self, path: &str) {
         let (dir, name) = self.at(path);
         self.volume.mkdir(dir, name, 0o755, &CALLER).unwrap();
     }
 
-    fn write(&self, path: &str, data: &[u8]) {
+    pub(super) fn write(&self, path: &str, data: &[u8]) {
         let (dir, name) = self.at(path);
         let fh = match self.volume.lookup(dir, name) {
             Ok(attr) => {
@@ -112,19 +126,19 @@ impl One {
         self.volume.release(fh);
     }
 
-    fn rename(&self, from: &str, to: &str) {
+    pub(super) fn rename(&self, from: &str, to: &str) {
         let ((a, from), (b, to)) = (self.at(from), self.at(to));
         self.volume
             .rename(a, from, b, to, RenameMode::Replace, Wait::Bounded)
             .unwrap();
     }
 
-    fn link(&self, from: &str, to: &str) {
+    pub(super) fn link(&self, from: &str, to: &str) {
         let (dir, name) = self.at(to);
         self.volume.link(self.find(from).unwrap(), dir, name).unwrap();
     }
 
-    fn remove(&self, path: &str) {
+    pub(super) fn remove(&self, path: &str) {
         let ino = self.find(path).unwrap();
         let (dir, name) = self.at(path);
         if self.volume.getattr(ino, None).unwrap().kind != FileKind::Directory {
@@ -169,7 +183,7 @@ impl One {
         all
     }
 
-    fn shown(&self) -> Shown {
+    pub(super) fn shown(&self) -> Shown {
         let mut shown = Shown::new();
         let mut todo = vec![PathBuf::new()];
         while let Some(path) = todo.pop() {
@@ -194,13 +208,13 @@ impl One {
         shown
     }
 
-    fn commit(&self) -> BlockId {
+    pub(super) fn commit(&self) -> BlockId {
         self.engine.commit().unwrap();
         self.engine.journal().head.unwrap()
     }
 
     /// What is committed is what the folder has, and it is said once.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         self.volume.note_everything();
         let head = self.engine.journal().head;
         if self.engine.commit().unwrap() {
@@ -500,92 +514,52 @@ fn an_open_file_is_in_the_way_and_the_rest_comes_back() {
     assert_eq!(one.read("d/a"), b"then");
 }
 
-/// Small numbers that follow from a seed.
-struct Dice(blake3::OutputReader);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        let mut bytes = [0; 4];
-        self.0.fill(&mut bytes);
-        u32::from_le_bytes(bytes) as usize % below.max(1)
-    }
-}
-
-/// What is to be seen after a restore of a path: all else as it is, the path as it was, the directories above it.
-fn restored(now: &Shown, then: &Shown, path: &Path) -> Shown {
-    let mut shown = now.clone();
-    shown.retain(|at, _| !at.starts_with(path));
-    let back = then.iter().filter(|(at, _)| at.starts_with(path));
-    shown.extend(back.map(|(at, what)| (at.clone(), what.clone())));
-    for above in path.ancestors().skip(1).filter(|above| *above != Path::new("")) {
-        shown
-            .entry(above.to_owned())
-            .or_insert_with(|| then[above].clone());
-    }
-    shown
-}
-
 #[test]
-fn random_restores_bring_back_what_was_seen() {
-    for seed in 0..12u64 {
-        let mut dice = Dice(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof());
-        let one = One::new();
-        let mut past: Vec<(BlockId, Shown)> = Vec::new();
-        for step in 0..150 {
-            let shown = one.shown();
-            let dirs: Vec<&Path> = shown
-                .iter()
-                .filter(|(_, what)| what.starts_with("directory"))
-                .map(|(path, _)| path.as_path())
-                .chain([Path::new("")])
-                .collect();
-            let any: Vec<&PathBuf> = shown.keys().collect();
-            let path = dirs[dice.roll(dirs.len())].join(["a", "b", "c"][dice.roll(3)]);
-            let free = !shown.contains_key(&path);
-            let to = path.to_str().unwrap();
-            let some = any.get(dice.roll(any.len())).map(|path| path.to_str().unwrap());
-            let is_file = |path: &str| shown[Path::new(path)].starts_with("file");
-            match (dice.roll(12), some) {
-                (0..=2, _) if free => one.write(to, format!("{step}").repeat(dice.roll(4000)).as_bytes()),
-                (3, Some(from)) if is_file(from) => one.write(from, format!("again {step}").as_bytes()),
-                (4, _) if free => one.mkdir(to),
-                (5 | 6, Some(from)) if free && !path.starts_with(from) => one.rename(from, to),
-                (7, Some(from)) if dice.roll(2) == 0 => one.remove(from),
-                (8, Some(from)) if free && is_file(from) => one.link(from, to),
-                (9, _) if !shown.is_empty() || !past.is_empty() => {
-                    let head = one.commit();
-                    if past.last().is_none_or(|(last, _)| *last != head) {
-                        past.push((head, shown));
-                    }
-                }
-                (10 | 11, _) if !past.is_empty() => {
-                    let (at, then) = &past[dice.roll(past.len())];
-                    let paths: Vec<&PathBuf> = then.keys().collect();
-                    let path = match (dice.roll(4), paths.is_empty()) {
-                        (0, _) | (_, true) => PathBuf::new(),
-                        _ => paths[dice.roll(paths.len())].clone(),
-                    };
-                    let outcome = one.engine.restore(&path, Some(&At::Id(at.to_string())));
-                    match outcome {
-                        Ok(_) => assert_eq!(
-                            one.shown(),
-                            restored(&shown, then, &path),
-                            "seed {seed}, step {step}"
-                        ),
-                        Err(SyncError::NotADirectory(above)) => {
-                            assert!(
-                                !shown[&above].starts_with("directory"),
-                                "seed {seed}, step {step}"
-                            );
-                        }
-                        Err(error) => panic!("seed {seed}, step {step}: {error}"),
-                    }
-                    one.check();
-                }
-                _ => {}
-            }
-        }
-        let heads: BTreeSet<BlockId> = past.iter().map(|(head, _)| *head).collect();
-        assert!(heads.len() > 3, "seed {seed}: hardly anything was committed");
+fn what_is_not_kept_any_more_goes_but_for_who_came_from_whom() {
+    let one = One::new();
+    let noise = |n: u8| {
+        let mut bytes = vec![0; 300_000];
+        blake3::Hasher::new().update(&[n]).finalize_xof().fill(&mut bytes);
+        bytes
+    };
+    let heads: Vec<BlockId> = (0..5)
+        .map(|n| {
+            one.write("a", &noise(n));
+            one.commit()
+        })
+        .collect();
+    let bytes = || one.store.stats().unwrap().bytes;
+    let thinned = || {
+        one.engine.round(true, true).unwrap();
+        one.engine.thin(u64::MAX).unwrap();
+        one.volume.collect().unwrap();
+        one.engine
+            .journal()
+            .kept
+            .iter()
+            .map(|kept| kept.id)
+            .collect::<Vec<_>>()
+    };
+    // Another device is at the second: with it begins the merge of what it does next.
+    *one.other.0.lock() = Some(heads[1]);
+    let before = bytes();
+    assert_eq!(thinned(), [heads[1], heads[4]]);
+    assert!(
+        before - bytes() > 800_000,
+        "{} of {before} went",
+        before - bytes()
+    );
+    one.restore("a", heads[1]);
+    assert!(one.read("a") == noise(1));
+    // It came to where this one is.
+    *one.other.0.lock() = one.engine.journal().head;
+    assert_eq!(thinned().len(), 1);
+    assert!(bytes() < 400_000);
+    let gone = one
+        .engine
+        .restore(Path::new("a"), Some(&At::Id(heads[4].to_string())));
+    assert!(matches!(gone, Err(SyncError::NotOne(_, 0))));
+    for pair in heads.windows(2) {
+        assert_eq!(one.volume.snapshot(&pair[1]).unwrap().parents, [pair[0]]);
     }
 }

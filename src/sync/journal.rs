@@ -2,8 +2,6 @@
 //!
 //! Invariant: replaced whole and durable before anybody is told of a new head. Called by `engine`.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::base::BlockId;
@@ -67,15 +65,6 @@ impl Journal {
         self.kept.push(Kept { id, time, merge });
     }
 
-    /// Lets go of the snapshots that nobody needs any more: all but the head, and those that another device was at when it was last heard of, since
-    /// what it did meanwhile is merged over that one. Says whether there were any.
-    pub fn prune(&mut self, heads_of_others: &BTreeSet<BlockId>) -> bool {
-        let (head, before) = (self.head, self.kept.len());
-        self.kept
-            .retain(|kept| Some(kept.id) == head || heads_of_others.contains(&kept.id));
-        self.kept.len() < before
-    }
-
     /// The ids of what is kept.
     pub fn ids(&self) -> Vec<BlockId> {
         self.kept.iter().map(|kept| kept.id).collect()
@@ -85,20 +74,6 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_others_are_at_is_kept() {
-        let id = |n| BlockId([n; 32]);
-        let mut journal = Journal::default();
-        for n in 1..=9 {
-            journal.arrive(id(n), u64::from(n), false);
-        }
-        assert!(journal.prune(&BTreeSet::from([id(2), id(20)])));
-        assert_eq!(journal.ids(), [id(2), id(9)]);
-        assert!(!journal.prune(&BTreeSet::from([id(2)])));
-        assert!(journal.prune(&BTreeSet::new()));
-        assert_eq!(journal.ids(), [id(9)], "alone");
-    }
 
     #[test]
     fn is_remembered_and_damage_is_told() {

@@ -2,7 +2,7 @@
 //! committed, and says who is at which.
 //!
 //! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `journal` remembers; `engine` puts them
-//! together. `history` looks at what was, `restore` brings it back. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
+//! together. `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
 
 mod apply;
 mod commit;
@@ -16,7 +16,10 @@ mod merging;
 mod plan;
 mod restore;
 #[cfg(test)]
+mod restore_tests;
+#[cfg(test)]
 mod storm_tests;
+mod thinning;
 
 pub use engine::{Engine, Heads, Place, Round};
 pub use history::{At, Change, Counts, Difference, Kind, Version};

@@ -13,6 +13,7 @@ use super::{Engine, Heads, Journal};
 use crate::base::types::{Caller, FileKind, OpenMode, RenameMode, SetAttr, SetTime, Timestamp};
 use crate::base::{BlockId, DeviceId, StoreId};
 use crate::folder::Folder;
+use crate::folder::keep::Keep;
 use crate::folder::state::StateDir;
 use crate::keys::{RootSecret, VolumeKeys};
 use crate::object::map;
@@ -136,7 +137,8 @@ impl Device {
         )
         .unwrap();
         volume.remove_leftovers().unwrap();
-        let engine = Engine::new(&volume, &state, journal, Arc::new(face()), device(self.n), true);
+        let engine = Engine::new(&volume, &state, journal, Arc::new(face()), device(self.n), true)
+            .keeping(Keep::Rules(Vec::new()));
         self.life = Some((volume, engine));
     }
 
@@ -474,6 +476,13 @@ impl Storm {
                     // Dies without a word.
                     self.devices[device].life = None;
                     self.devices[device].start();
+                }
+                4 if self.dice.roll(4) == 0 => {
+                    // What is not needed any more goes, the past as well.
+                    let device = &self.devices[self.dice.roll(self.devices.len())];
+                    if device.engine().thin(u64::MAX).is_ok() {
+                        device.volume().collect().unwrap();
+                    }
                 }
                 _ => self.change(),
             }

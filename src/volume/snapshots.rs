@@ -76,7 +76,16 @@ impl Volume {
         }
     }
 
-    /// The snapshots whose blocks are needed, from now on.
+    /// Whether a block is on this device.
+    pub fn is_here(&self, id: &BlockId) -> Result<bool> {
+        self.blocks
+            .tiered()
+            .store()
+            .contains(id)
+            .map_err(VolumeError::store)
+    }
+
+    /// The snapshots whose trees are needed, from now on. Of those that they came from, the snapshots themselves stay.
     pub fn retain_snapshots(&self, snapshots: Vec<BlockId>) {
         let before = self.retained.lock().replace(snapshots.clone());
         if before.is_some_and(|before| before.iter().any(|id| !snapshots.contains(id))) {
@@ -156,11 +165,13 @@ impl Volume {
     fn mark_retained(&self, marked: &mut Marked) -> Result<()> {
         let retained = self.retained.lock().clone();
         let retained = retained.ok_or(VolumeError::Invalid("which snapshots are kept is not known"))?;
+        let mut past = Vec::new();
         for id in retained {
             if !marked.add_index(id) {
                 continue;
             }
             let snapshot = self.snapshot(&id)?;
+            past.extend(snapshot.parents);
             let (shared, mut wrong) = (RefCell::new(&mut *marked), Ok(()));
             let wanted = |id: &BlockId| shared.borrow_mut().add_index(*id);
             let each = |key: &[u8], value: &[u8]| {
@@ -172,6 +183,16 @@ impl Volume {
             };
             map::walk(&self.tree_nodes(), &snapshot.root, wanted, each).map_err(of_map)?;
             wrong?;
+        }
+        self.mark_past(past, marked)
+    }
+
+    /// Snapshots without their trees, and those that they came from, as far as they are here: who came from whom is told by them alone.
+    fn mark_past(&self, mut past: Vec<BlockId>, marked: &mut Marked) -> Result<()> {
+        while let Some(id) = past.pop() {
+            if self.is_here(&id)? && marked.add_index(id) {
+                past.extend(self.snapshot(&id)?.parents);
+            }
         }
         Ok(())
     }

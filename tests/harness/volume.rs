@@ -11,12 +11,11 @@ use tempfile::TempDir;
 use super::command::{Cmd, Ran};
 use super::{SOON, wait_for};
 
-/// Settings of a volume that talks to nobody.
-pub const ALONE: &str = "[network]\nenabled = false\n";
+/// Settings of a volume that talks to nobody, and keeps nothing of what was: space is given back as soon as it can be.
+pub const ALONE: &str = "[history]\nkeep = \"none\"\n[network]\nenabled = false\n";
 
-/// Settings of a computer at the end of a cable: no search, short patience.
-pub const ON_CABLE: &str =
-    "[network]\nlisten = [\"0.0.0.0:8080\"]\nmdns = false\nupnp = false\ntimeout = 5\n";
+/// Settings of a computer at the end of a cable: no search, short patience, nothing kept of what was.
+pub const ON_CABLE: &str = "[history]\nkeep = \"none\"\n[network]\nlisten = [\"0.0.0.0:8080\"]\nmdns = false\nupnp = false\ntimeout = 5\n";
 
 /// A volume on one (played) computer.
 pub struct TestVolume {

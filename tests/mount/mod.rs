@@ -5,6 +5,7 @@ mod damage;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 mod fstab;
+mod history;
 mod kills;
 mod lifecycle;
 mod recovery;

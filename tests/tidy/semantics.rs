@@ -11,6 +11,14 @@ pub const HELD: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "| a file or directory that `dfs restore` brings back",
+        &[
+            "every_version_of_a_file_comes_back",
+            "a_removed_tree_comes_back_as_it_was",
+            "an_open_file_is_in_the_way_and_the_rest_comes_back",
+        ],
+    ),
+    (
         "| `user.dfs.replicas`, `user.dfs.pinned`",
         &[
             "a_directory_may_want_more_copies_or_fewer",
