@@ -212,8 +212,8 @@ impl Answers {
     fn trees(&self, what: &str) -> Result<&Trees, Failure> {
         self.volume(what)?;
         self.trees.as_deref().ok_or_else(|| {
-            let why = "this mount is read-only, or its list of snapshots could not be read";
-            Failure::new(what, why, "mount without `ro`; the log says more")
+            let why = "this device commits nothing: it is read-only, dfs.toml says so, or its list of snapshots could not be read";
+            Failure::new(what, why, "mount without `ro`, and look at [volume] in dfs.toml; the log says more")
         })
     }
 

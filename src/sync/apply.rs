@@ -188,7 +188,7 @@ impl Apply<'_> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.volume.settle_prepared()?;
+        self.volume.sync_folder()?;
         for (id, place, replace, prepared) in batch.drain(..) {
             let installed = self
                 .volume

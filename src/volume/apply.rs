@@ -154,13 +154,6 @@ impl Volume {
         Ok(())
     }
 
-    /// Everything that was prepared survives a power cut from now on.
-    pub fn settle_prepared(&self) -> Result<()> {
-        self.folder
-            .sync()
-            .map_err(|error| VolumeError::host("sync the folder", error))
-    }
-
     /// Puts what was prepared at a name: over what is there, if that is to be replaced.
     pub fn install(&self, mut prepared: Prepared, name: &OsStr, replace: bool) -> Result<Applied> {
         let dir = prepared.dir.clone();

@@ -197,11 +197,7 @@ impl Volume {
             return Ok(());
         }
         self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
-        if let Err(error) = self.folder.sync() {
-            // It does not say whose data the kernel has dropped.
-            seen.iter().for_each(|(ino, _)| self.sync_failed(*ino, &error));
-            return Err(VolumeError::host("sync the folder", error));
-        }
+        self.sync_folder()?;
         for (ino, version) in seen {
             // Under the shard's lock, so that a file being loaded sees either the entry or its effect.
             let shard = self.handles.shard(ino).lock();
@@ -216,6 +212,17 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Makes everything in the folder survive a power cut. A failure is everybody's: it does not say whose data the kernel has dropped, and only
+    /// whoever syncs first hears of it.
+    pub fn sync_folder(&self) -> Result<()> {
+        self.folder.sync().map_err(|error| {
+            for (ino, _) in self.durability.snapshot() {
+                self.sync_failed(ino, &error);
+            }
+            VolumeError::host("sync the folder", error)
+        })
     }
 
     /// Takes note that what was written to a file may not reach the disk, though the kernel says so from now on. It is written again before

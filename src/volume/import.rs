@@ -281,10 +281,7 @@ impl Run<'_> {
             .store()
             .sync()
             .map_err(VolumeError::store)?;
-        self.volume
-            .folder
-            .sync()
-            .map_err(|error| VolumeError::host("sync the folder", error))?;
+        self.volume.sync_folder()?;
         self.batch_bytes = 0;
         let writers = Writers::now();
         for sealed in std::mem::take(&mut self.batch) {

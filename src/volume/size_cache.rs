@@ -136,8 +136,7 @@ impl Volume {
         }
         // What others wrote into the folder too: a later power cut must not take what these sizes were read from and leave its change time.
         let saved = self
-            .folder
-            .sync()
+            .sync_folder()
             .map_err(|error| error.to_string())
             .and_then(|()| {
                 let bytes = encode(entries, &home, store.last_seq(), self.blocks.keys());

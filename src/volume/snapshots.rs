@@ -129,7 +129,7 @@ impl Volume {
     /// What the folder is now survives a power cut.
     pub fn make_durable(&self) -> Result<()> {
         self.blocks.tiered().store().sync().map_err(VolumeError::store)?;
-        self.settle_prepared()
+        self.sync_folder()
     }
 
     /// The newest epoch that this device has a key of.

@@ -49,6 +49,8 @@ fn walk(files: u64) {
     std::thread::sleep(Duration::from_secs(3));
     // No entry is asked for again because the walk took longer than the kernel believes it.
     volume.mount_with(["-o", "attr_timeout=600"]);
+    // The calls of the first snapshot, which looks at everything, are not those of a listing.
+    volume.dfs(["sync"]).arg(volume.mountpoint()).ok();
     let pid = volume.pid().unwrap().to_string();
     Cmd::new("prlimit")
         .args(["--pid", &pid, "--nofile=1024:1024"])
