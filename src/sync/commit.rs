@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::base::tree::{Meta, Place};
+use crate::base::tree::{Meta, Place, ROOT};
 use crate::base::{DeviceId, FileId};
 use crate::object::map::{self, Edits, Root};
 use crate::object::record::{Body, Record, file_entries, key, own_key};
@@ -34,6 +34,8 @@ struct Commit<'a> {
     /// Directories that have a place, and those that lost theirs.
     placed: HashSet<FileId>,
     lost: BTreeSet<FileId>,
+    /// Directories in which something was looked at.
+    touched: BTreeSet<FileId>,
     /// Files of several names, before or now: where they were seen, and where they are not any more.
     links: BTreeMap<FileId, Linked>,
     /// Everything is looked at: what came from outside, copies among it.
@@ -42,13 +44,23 @@ struct Commit<'a> {
     claimed: HashMap<FileId, u64>,
     /// What has no id of its own, to be looked at last: only then it is known which ids are free.
     later: Vec<(FileId, OsString, Seen)>,
-    scanned: &'a mut Scanned,
-    /// Directories that moved out of the way of the look at everything.
-    unscanned: Vec<(DirAt, OsString)>,
+    looked: &'a mut Looked,
+    /// Directories that are in the tree now, though nobody looked into them: their id, where they are, their name.
+    unlooked: Vec<(FileId, DirAt, OsString)>,
 }
 
-/// The directories that were looked at, once everything was to be looked at.
-pub(super) type Scanned = Option<HashSet<FileId>>;
+/// The directories into which one commit looked so far, over all its looks at what changed meanwhile.
+#[derive(Default)]
+pub(super) struct Looked {
+    /// Everything was to be looked at: what moved out of the way of that look is in here or has to be looked into.
+    everything: bool,
+    /// With their inodes.
+    dirs: HashMap<FileId, u64>,
+    /// Files of several names of which one was found so far.
+    single: HashMap<FileId, Place>,
+    /// Empty files that were taken for the ones that had their places before: they have no ids of their own.
+    assumed: HashMap<FileId, Place>,
+}
 
 #[derive(Default)]
 struct Linked {
@@ -63,7 +75,7 @@ pub(super) fn tree(
     before: Root,
     noted: &Noted,
     frozen: Option<&Frozen<'_>>,
-    scanned: &mut Scanned,
+    looked: &mut Looked,
 ) -> Result<Root> {
     let mut commit = Commit {
         volume,
@@ -74,12 +86,13 @@ pub(super) fn tree(
         edits: Edits::new(),
         placed: HashSet::new(),
         lost: BTreeSet::new(),
+        touched: BTreeSet::new(),
         links: BTreeMap::new(),
         everything: noted.is_everything(),
         claimed: HashMap::new(),
         later: Vec::new(),
-        scanned,
-        unscanned: Vec::new(),
+        looked,
+        unlooked: Vec::new(),
     };
     match commit.everything {
         true => commit.look_at_everything()?,
@@ -93,6 +106,12 @@ impl Commit<'_> {
     fn look_at(&mut self, noted: &Noted, frozen: Option<&Frozen<'_>>) -> Result<()> {
         for (mut dir, names) in self.volume.noted_dirs(noted, frozen)? {
             let id = self.volume.ensure_dir_id(&mut dir)?;
+            if self.is_unlooked(&id)? {
+                let names = self.volume.names_in(&dir)?;
+                self.look_in(&mut dir, &names)?;
+                continue;
+            }
+            self.touched.insert(id);
             for name in names {
                 let old = self.record(&key(&id, name.as_bytes()))?;
                 let seen = self.volume.look(&dir, &name);
@@ -100,7 +119,10 @@ impl Commit<'_> {
             }
             self.flush(FLUSH)?;
         }
-        while let Some((above, name)) = self.unscanned.pop() {
+        while let Some((id, above, name)) = self.unlooked.pop() {
+            if self.looked.dirs.contains_key(&id) {
+                continue;
+            }
             match self.volume.dir_in(&above, &name) {
                 Ok(mut dir) => {
                     let names = self.volume.names_in(&dir)?;
@@ -114,13 +136,27 @@ impl Commit<'_> {
         Ok(())
     }
 
+    /// Whether a directory is new in the tree, or moved while everything was looked at, so that what is in it is not known.
+    fn is_unlooked(&self, id: &FileId) -> Result<bool> {
+        Ok(!self.looked.dirs.contains_key(id)
+            && *id != ROOT
+            && (self.looked.everything || self.record(&own_key(id))?.is_none()))
+    }
+
     fn look_at_everything(&mut self) -> Result<()> {
         let volume = self.volume;
-        *self.scanned = Some(HashSet::new());
+        *self.looked = Looked {
+            everything: true,
+            ..Looked::default()
+        };
         volume.walk_dirs(&mut |dir, names| {
+            let known = dir.id.and_then(|id| self.looked.dirs.get(&id));
+            if known == Some(&dir.ino()) {
+                // It moved to where it is met again, and is noted.
+                return Ok(());
+            }
             // A copy of a directory has the id of the first.
-            let known = |id| self.scanned.as_ref().is_some_and(|scanned| scanned.contains(&id));
-            if dir.id.is_some_and(known) {
+            if known.is_some() {
                 volume.set_dir_id(dir, volume.new_id()?)?;
             }
             self.look_in(dir, names)
@@ -130,10 +166,9 @@ impl Commit<'_> {
     /// Looks at all names in a directory, and at those that were in it before.
     fn look_in(&mut self, dir: &mut DirAt, names: &[Named]) -> Result<()> {
         let id = self.volume.ensure_dir_id(dir)?;
-        if let Some(scanned) = self.scanned {
-            scanned.insert(id);
-        }
-        let mut old = self.listed(&id)?;
+        self.looked.dirs.insert(id, dir.ino());
+        self.touched.insert(id);
+        let mut old = self.listed(&self.before, &id)?;
         for (name, _) in names {
             let before = old.remove(name.as_bytes());
             let seen = self.volume.look(dir, name);
@@ -152,15 +187,20 @@ impl Commit<'_> {
             let free = |id: &FileId| !self.claimed.contains_key(id);
             // A copied `.f`, or nothing but its place says which one it is: then it is what was there, or new.
             let same = match &old {
-                Some(Record::Node { id, body, .. }) if is_alike(body, &seen.what) => Some(*id),
+                Some(Record::Node { id, body, .. }) if is_alike(body, &seen) => Some(*id),
                 Some(Record::Link { id }) if seen.linked => Some(*id),
                 _ => None,
             };
             let known = by_inode.get(&seen.ino).copied();
             // Another name of what was met already.
             let own = |id: &FileId| self.claimed.get(id).is_none_or(|ino| *ino == seen.ino);
-            let id = known.or(seen.id.filter(own)).or(same.filter(free));
-            let id = id.map_or_else(|| self.volume.new_id(), Ok)?;
+            let own = known.or(seen.id.filter(own));
+            let same = same.filter(free);
+            let id = own.or(same).map_or_else(|| self.volume.new_id(), Ok)?;
+            if own.is_none() && same.is_some() && matches!(seen.what, What::File(..)) {
+                let name = name.as_bytes().into();
+                self.looked.assumed.insert(id, Place { parent: dir, name });
+            }
             self.claimed.insert(id, seen.ino);
             by_inode.insert(seen.ino, id);
             self.put(dir, &name, old, seen, id)?;
@@ -169,10 +209,10 @@ impl Commit<'_> {
         Ok(())
     }
 
-    /// The records in a directory, as they were before.
-    fn listed(&self, id: &FileId) -> Result<BTreeMap<Box<[u8]>, Record>> {
+    /// The records in a directory of a tree.
+    fn listed(&self, tree: &Root, id: &FileId) -> Result<BTreeMap<Box<[u8]>, Record>> {
         let (mut found, mut wrong) = (BTreeMap::new(), None);
-        map::scan(&self.nodes, &self.before, id.as_bytes(), |key, value| {
+        map::scan(&self.nodes, tree, id.as_bytes(), |key, value| {
             match Record::decode_entry(key, value) {
                 Ok((at, _, _)) if at != *id => return ControlFlow::Break(()),
                 Ok((_, [], _)) => {}
@@ -220,9 +260,15 @@ impl Commit<'_> {
         };
         let own = match seen.id {
             Some(own) => own,
-            None if seen.what == What::Directory => {
-                self.volume.ensure_dir_id(&mut self.volume.dir_in(dir, name)?)?
-            }
+            None if seen.what == What::Directory => match self.volume.dir_in(dir, name) {
+                Ok(mut below) => self.volume.ensure_dir_id(&mut below)?,
+                // It moved meanwhile, and is noted.
+                Err(VolumeError::NotFound | VolumeError::NotDirectory) => {
+                    self.gone(id, name, old.as_ref(), None);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
             None => {
                 self.later.push((id, name.to_owned(), seen));
                 return Ok(());
@@ -238,11 +284,34 @@ impl Commit<'_> {
             return Ok(());
         }
         self.claimed.insert(own, seen.ino);
-        let is_new = |scanned: &HashSet<FileId>| !scanned.contains(&own);
-        if seen.what == What::Directory && !self.everything && self.scanned.as_ref().is_some_and(is_new) {
-            self.unscanned.push((dir.clone(), name.to_owned()));
+        if seen.id.is_some() {
+            self.not_assumed(own, id, name)?;
+        }
+        if seen.what == What::Directory && !self.everything && self.is_unlooked(&own)? {
+            self.unlooked.push((own, dir.clone(), name.to_owned()));
         }
         self.put(id, name, old, seen, own)
+    }
+
+    /// A file was found by its id: what was taken for it elsewhere is another one.
+    fn not_assumed(&mut self, id: FileId, dir: FileId, name: &OsStr) -> Result<()> {
+        let elsewhere = |place: &Place| place.parent != dir || *place.name != *name.as_bytes();
+        let Some(place) = self.looked.assumed.remove(&id).filter(elsewhere) else {
+            return Ok(());
+        };
+        let at = key(&place.parent, &place.name);
+        if let Some(Record::Node {
+            id: there,
+            meta,
+            body,
+        }) = self.now_at(&at)?
+            && there == id
+        {
+            let id = self.volume.new_id()?;
+            self.edits
+                .insert(at, Some(Record::Node { id, meta, body }.encode()));
+        }
+        Ok(())
     }
 
     /// Records what is at a name.
@@ -332,16 +401,31 @@ impl Commit<'_> {
         for (id, linked) in std::mem::take(&mut self.links) {
             self.link(id, linked)?;
         }
-        // What is below a directory that is gone is gone with it, but for what has a place elsewhere now.
-        let mut lost: Vec<FileId> = self
-            .lost
-            .difference(&self.placed.iter().copied().collect())
-            .copied()
-            .collect();
+        self.flush(1)?;
+        // What is below a directory that is gone is gone with it, but for what has a place elsewhere now. One that moves has none until its new
+        // name is looked at.
+        let mut lost = Vec::new();
+        for id in self.lost.union(&self.touched) {
+            if !self.placed.contains(id)
+                && *id != ROOT
+                && (self.lost.contains(id) || self.now_at(&own_key(id))?.is_none())
+            {
+                lost.push(*id);
+            }
+        }
         while let Some(id) = lost.pop() {
-            for (name, record) in self.listed(&id)? {
+            // What was seen in it before it was lost, too.
+            self.flush(1)?;
+            self.looked.dirs.remove(&id);
+            for (name, record) in self.listed(&self.now, &id)? {
                 match record {
-                    Record::Directory { id } if !self.placed.contains(&id) => lost.push(id),
+                    Record::Directory { id: below } => {
+                        let own = self.now_at(&own_key(&below))?;
+                        if matches!(own, Some(Record::Own { parent, name: called, .. }) if parent == id && called == name)
+                        {
+                            lost.push(below);
+                        }
+                    }
                     Record::Link { id: file } => {
                         let place = Place {
                             parent: id,
@@ -358,30 +442,40 @@ impl Commit<'_> {
                 // Also where a file was just given its other names: this one went with the directory.
                 self.edits.insert(key(&id, &name), None);
             }
-            self.edits.entry(own_key(&id)).or_insert(None);
-            self.flush(FLUSH)?;
+            self.edits.insert(own_key(&id), None);
         }
         self.flush(1)?;
         Ok(self.now)
     }
 
+    /// A record as this commit leaves it so far.
+    fn now_at(&self, key: &[u8]) -> Result<Option<Record>> {
+        let found = match self.edits.get(key) {
+            Some(changed) => changed.clone(),
+            None => map::get(&self.nodes, &self.now, key).map_err(of_map)?,
+        };
+        let decode = |value: Vec<u8>| Record::decode(&value).map_err(|error| damaged(&error));
+        found.map(decode).transpose()
+    }
+
     /// Records a file of several names, where they are now.
     fn link(&mut self, id: FileId, linked: Linked) -> Result<()> {
-        // As an earlier part of this commit left it.
-        let found = match self.edits.get(&own_key(&id)) {
-            Some(changed) => changed.clone(),
-            None => map::get(&self.nodes, &self.now, &own_key(&id)).map_err(of_map)?,
-        };
-        let old = match found.as_deref().map(Record::decode).transpose() {
-            Ok(Some(Record::Shared { places, meta, body })) => Some((places, meta, body)),
-            Ok(_) => None,
-            Err(error) => return Err(damaged(&error)),
+        let old = match self.now_at(&own_key(&id))? {
+            Some(Record::Shared { places, meta, body }) => Some((places, meta, body)),
+            _ => None,
         };
         let mut places = old
             .as_ref()
             .map(|(places, ..)| places.clone())
             .unwrap_or_default();
         places.retain(|place| !linked.gone.contains(place));
+        if let Some(place) = self.looked.single.get(&id).cloned()
+            && !linked.gone.contains(&place)
+            && let Some(Record::Node { id: there, .. }) = self.now_at(&key(&place.parent, &place.name))?
+            && there == id
+        {
+            places.insert(place);
+        }
         places.extend(linked.seen.keys().cloned());
         let newest = linked.seen.into_values().next_back();
         let (meta, body) = match (newest, old) {
@@ -391,9 +485,14 @@ impl Commit<'_> {
             }
             (Some(new), None) => new,
             (None, Some((_, meta, body))) => (meta, body),
+            // The one that is left, if any, is in the tree.
             (None, None) => return Ok(()),
         };
+        self.looked.single.remove(&id);
         self.edits.insert(own_key(&id), None);
+        if let Some(place) = places.first().filter(|_| places.len() == 1) {
+            self.looked.single.insert(id, place.clone());
+        }
         if !places.is_empty() {
             let entries = file_entries(id, places, meta, body).into_iter();
             self.edits
@@ -412,9 +511,11 @@ pub(super) fn id_at(record: &Record) -> Option<FileId> {
 }
 
 /// Whether a link or special file, or a file that was empty, may be the one that was there before.
-fn is_alike(body: &Body, what: &What) -> bool {
-    match (body, what) {
-        (Body::File { .. }, What::File(..)) | (Body::Symlink(_), What::Symlink(_)) => true,
+fn is_alike(body: &Body, seen: &Seen) -> bool {
+    match (body, &seen.what) {
+        // One that ever had content has an id in its `.f`.
+        (Body::File { size, .. }, What::File(..)) => *size == 0 || seen.id.is_some(),
+        (Body::Symlink(_), What::Symlink(_)) => true,
         (Body::Special(was, _), What::Special(is, _)) => was == is,
         _ => false,
     }

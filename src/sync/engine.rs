@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::commit::{self, Looked};
 use super::journal::Journal;
-use super::{Result, apply, commit, merging, thinning};
+use super::{Result, apply, merging, thinning};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::types::Timestamp;
 use crate::base::{BlockId, DeviceId};
@@ -285,9 +286,9 @@ impl Engine {
         };
         let _no_collection = self.volume.committing();
         let mut root = before;
-        let mut scanned = None;
+        let mut looked = Looked::default();
         let mut tree = |root, noted: &Noted, frozen: Option<&Frozen<'_>>| {
-            commit::tree(&self.volume, self.device, root, noted, frozen, &mut scanned)
+            commit::tree(&self.volume, self.device, root, noted, frozen, &mut looked)
         };
         // What changes while it is looked at is looked at again, until little is left to be looked at while all stand still.
         for _ in 0..LOOKS_MAX {

@@ -13,6 +13,8 @@ mod history_tests;
 mod journal;
 mod lookup;
 mod merging;
+#[cfg(test)]
+mod moving_tests;
 mod plan;
 mod restore;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Engine, Heads, Journal};
+use crate::base::tree::ROOT;
 use crate::base::types::{Caller, FileKind, OpenMode, RenameMode, SetAttr, SetTime, Timestamp};
 use crate::base::{BlockId, DeviceId, StoreId};
 use crate::folder::Folder;
@@ -21,13 +22,13 @@ use crate::object::record::Record;
 use crate::store::{BlockStore, CheckedBlock, Fetch, FetchDone, FetchError, MemoryStore, Tiered, Want};
 use crate::volume::{ROOT_INO, Volume, VolumeError, VolumeOptions, Wait};
 
-const CALLER: Caller = Caller {
+pub(super) const CALLER: Caller = Caller {
     uid: 0,
     gid: 0,
     pid: 0,
     umask: 0,
 };
-const RW: OpenMode = OpenMode {
+pub(super) const RW: OpenMode = OpenMode {
     read: true,
     write: true,
     append: false,
@@ -37,7 +38,7 @@ const RW: OpenMode = OpenMode {
 };
 
 /// The devices as they see each other.
-struct Net {
+pub(super) struct Net {
     stores: Vec<Arc<MemoryStore>>,
     cut: Vec<AtomicBool>,
     published: Mutex<Vec<Option<BlockId>>>,
@@ -92,16 +93,16 @@ impl Heads for Face {
     }
 }
 
-struct Device {
+pub(super) struct Device {
     n: usize,
     temp: tempfile::TempDir,
     net: Arc<Net>,
     /// What runs; `None` between two lives.
-    life: Option<(Arc<Volume>, Engine)>,
+    pub(super) life: Option<(Arc<Volume>, Engine)>,
 }
 
 impl Device {
-    fn new(n: usize, net: &Arc<Net>) -> Self {
+    pub(super) fn new(n: usize, net: &Arc<Net>) -> Self {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("folder")).unwrap();
         StateDir::create(&temp.path().join("state")).unwrap();
@@ -115,7 +116,7 @@ impl Device {
         device
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let face = || Face(Arc::clone(&self.net), self.n);
         let store = Arc::clone(&self.net.stores[self.n]) as Arc<dyn BlockStore>;
         let state = StateDir::open_or_create(&self.temp.path().join("state")).unwrap();
@@ -142,16 +143,16 @@ impl Device {
         self.life = Some((volume, engine));
     }
 
-    fn volume(&self) -> &Arc<Volume> {
+    pub(super) fn volume(&self) -> &Arc<Volume> {
         &self.life.as_ref().unwrap().0
     }
 
-    fn engine(&self) -> &Engine {
+    pub(super) fn engine(&self) -> &Engine {
         &self.life.as_ref().unwrap().1
     }
 
     /// Everything below the top, directories before what is in them.
-    fn listed(&self) -> Vec<(Vec<OsString>, u64, FileKind)> {
+    pub(super) fn listed(&self) -> Vec<(Vec<OsString>, u64, FileKind)> {
         let mut all = Vec::new();
         let mut todo = vec![(Vec::new(), ROOT_INO)];
         while let Some((path, ino)) = todo.pop() {
@@ -221,21 +222,36 @@ impl Device {
     }
 
     /// The tree of the head says everything once, and by name as by id.
-    fn check_head(&self, seed: u64) {
+    pub(super) fn check_head(&self, seed: u64) {
         let Some(head) = self.engine().journal().head else {
             return;
         };
         let root = self.engine().snapshot(&head).unwrap().root;
-        let (mut nodes, mut named, mut own) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut nodes, mut named, mut own) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut within, mut dirs) = (BTreeSet::new(), BTreeSet::from([ROOT]));
         map::scan(&self.volume().tree_nodes(), &root, b"", |key, value| {
             let (at, name, record) = Record::decode_entry(key, value).unwrap();
             let place = |name: &[u8]| (at, name.to_vec());
+            if !name.is_empty() {
+                within.insert(at);
+            }
             match record {
-                Record::Node { id, .. } => assert!(nodes.insert(id), "seed {seed}: {id:?} twice"),
+                Record::Node { id, .. } => {
+                    let other = nodes.insert(id, place(name));
+                    assert!(
+                        other.is_none(),
+                        "seed {seed}: {id:?} at {:?} and {other:?}",
+                        place(name)
+                    );
+                }
                 Record::Directory { id } | Record::Link { id } => drop(named.insert((id, place(name)))),
-                Record::Own { parent, name, .. } => drop(own.insert((at, (parent, name.to_vec())))),
+                Record::Own { parent, name, .. } => {
+                    dirs.insert(at);
+                    own.insert((at, (parent, name.to_vec())));
+                }
                 Record::Shared { places, .. } => {
-                    assert!(nodes.insert(at), "seed {seed}: {at:?} twice");
+                    let other = nodes.insert(at, (at, Vec::new()));
+                    assert!(other.is_none(), "seed {seed}: {at:?} at {places:?} and {other:?}");
                     own.extend(
                         places
                             .into_iter()
@@ -246,11 +262,25 @@ impl Device {
             std::ops::ControlFlow::Continue(())
         })
         .unwrap();
-        assert_eq!(named, own, "seed {seed}, device {}", self.n);
+        let differs: Vec<_> = named.symmetric_difference(&own).collect();
+        assert!(
+            differs.is_empty(),
+            "seed {seed}, device {}: {differs:?}; by id {:?}",
+            self.n,
+            own.iter()
+                .filter(|(id, _)| differs.iter().any(|(other, _)| id == other))
+                .collect::<Vec<_>>()
+        );
+        let orphans: Vec<_> = within.difference(&dirs).collect();
+        assert!(
+            orphans.is_empty(),
+            "seed {seed}, device {}: something is in {orphans:?}",
+            self.n
+        );
     }
 
     /// The tree as a user sees it.
-    fn tree(&self) -> BTreeMap<Vec<OsString>, String> {
+    pub(super) fn tree(&self) -> BTreeMap<Vec<OsString>, String> {
         let mut tree = BTreeMap::new();
         let mut links: BTreeMap<u64, usize> = BTreeMap::new();
         for (path, ino, kind) in self.listed() {
@@ -287,24 +317,24 @@ impl Device {
 }
 
 /// Small numbers that follow from a seed.
-struct Dice(blake3::OutputReader);
+pub(super) struct Dice(blake3::OutputReader);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
     }
 
-    fn roll(&mut self, below: usize) -> usize {
+    pub(super) fn roll(&mut self, below: usize) -> usize {
         let mut bytes = [0; 4];
         self.0.fill(&mut bytes);
         u32::from_le_bytes(bytes) as usize % below.max(1)
     }
 }
 
-struct Storm {
+pub(super) struct Storm {
     seed: u64,
     dice: Dice,
-    devices: Vec<Device>,
+    pub(super) devices: Vec<Device>,
     net: Arc<Net>,
     written: u64,
     /// Contents that were written, and those that somebody took away who had them before him.
@@ -312,7 +342,7 @@ struct Storm {
 }
 
 impl Storm {
-    fn new(seed: u64, count: usize) -> Self {
+    pub(super) fn new(seed: u64, count: usize) -> Self {
         let net = Arc::new(Net {
             stores: (0..count)
                 .map(|n| Arc::new(MemoryStore::new(StoreId([n as u8; 16]))))
@@ -545,7 +575,7 @@ impl Storm {
     }
 }
 
-fn storms(usual: u64) -> std::ops::Range<u64> {
+pub(super) fn storms(usual: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let first = number("DFS_STORM").unwrap_or(0);
     first..first + number("DFS_STORMS").unwrap_or(usual)

@@ -24,7 +24,7 @@ use crate::base::FileId;
 use crate::base::names::{self, HostName, TEMP_PREFIX};
 use crate::base::tree::{Meta, ROOT};
 use crate::base::types::FileKind;
-use crate::folder::host::{attr_of, open_below, proc_path};
+use crate::folder::host::{attr_of, open_below, proc_path, stat_at};
 use crate::folder::slots::SlotBytes;
 use crate::object::Content;
 use crate::object::record::Body;
@@ -57,6 +57,16 @@ pub struct DirAt {
     /// Its id, if it has one yet.
     pub id: Option<FileId>,
 }
+
+impl DirAt {
+    /// Its number: of two that are open at once each has its own.
+    pub fn ino(&self) -> u64 {
+        self.ino
+    }
+}
+
+/// So many directories, one in another, are held open by a walk; below them it goes by paths.
+const HELD_DEPTH: usize = 128;
 
 /// What is at a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,11 +103,12 @@ impl Volume {
         noted: &Noted,
         frozen: Option<&Frozen<'_>>,
     ) -> Result<Vec<(DirAt, Vec<OsString>)>> {
-        let gone = |error: &VolumeError| {
-            matches!(
+        let gone = |error: &VolumeError| match error {
+            VolumeError::Host { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            error => matches!(
                 error,
                 VolumeError::Stale | VolumeError::NotFound | VolumeError::NotDirectory
-            )
+            ),
         };
         let mut found = Vec::new();
         let _still = match frozen {
@@ -137,12 +148,19 @@ impl Volume {
     /// A directory by its path in the volume.
     pub fn dir_by_path(&self, path: &Path) -> Result<DirAt> {
         let fd = self.folder.dir(&host_path(path));
-        self.dir_at(fd.map_err(|error| VolumeError::host("open a directory", error))?)
+        self.dir_at(fd.map_err(not_opened)?)
     }
 
     /// All names in a directory.
     pub fn names_in(&self, dir: &DirAt) -> Result<Vec<Named>> {
-        let listed = entries(&dir.fd)?.into_iter().filter_map(|(host, kind)| {
+        let listed = match entries(&dir.fd) {
+            // It was removed since it was opened.
+            Err(VolumeError::Host { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Vec::new()
+            }
+            listed => listed?,
+        };
+        let listed = listed.into_iter().filter_map(|(host, kind)| {
             if host.as_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
                 return None;
             }
@@ -159,8 +177,8 @@ impl Volume {
     /// A directory in another one.
     pub fn dir_in(&self, dir: &DirAt, name: &OsStr) -> Result<DirAt> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let fd = open_below(dir.fd.as_fd(), &names::dir_to_host(name), flags, Mode::empty())
-            .map_err(|error| VolumeError::host("open a directory", error))?;
+        let host = names::dir_to_host(name);
+        let fd = open_below(dir.fd.as_fd(), &host, flags, Mode::empty()).map_err(not_opened)?;
         self.dir_at(Arc::new(fd))
     }
 
@@ -217,11 +235,16 @@ impl Volume {
             Err(VolumeError::NotFound) => return Ok(None),
             Err(error) => return Err(error),
         };
-        match self.see(dir, &host, &stat) {
-            // It went while it was looked at: it is noted again.
-            Err(VolumeError::NotFound) => Ok(None),
-            seen => seen.map(Some),
+        let seen = self.see(dir, &host, &stat);
+        if seen.is_err() {
+            // It may have gone while it was looked at: then it is noted again.
+            match stat_at(dir.fd.as_fd(), &host).map_err(|error| Errno::from_io_error(&error)) {
+                Ok(now) if now.st_ino == stat.st_ino && now.st_mode == stat.st_mode => {}
+                Ok(_) | Err(Some(Errno::NOENT)) => return Ok(None),
+                Err(_) => {}
+            }
         }
+        seen.map(Some)
     }
 
     fn see(&self, dir: &DirAt, host: &OsStr, stat: &Stat) -> Result<Seen> {
@@ -284,16 +307,22 @@ impl Volume {
 
     /// Walks all directories, the top one first; `each` gets every directory with the names in it, before what is below.
     pub fn walk_dirs(&self, each: &mut dyn FnMut(&mut DirAt, &[Named]) -> Result<()>) -> Result<()> {
-        let mut todo = vec![PathBuf::new()];
-        while let Some(path) = todo.pop() {
-            let mut dir = match self.dir_by_path(&path) {
-                Err(VolumeError::NotFound) => continue,
+        let mut todo: Vec<(Option<DirAt>, PathBuf)> = vec![(None, PathBuf::new())];
+        while let Some((above, path)) = todo.pop() {
+            let found = match (above, path.file_name()) {
+                // Also when something above it moved meanwhile.
+                (Some(above), Some(name)) => self.dir_in(&above, name),
+                _ => self.dir_by_path(&path),
+            };
+            let mut dir = match found {
+                Err(VolumeError::NotFound | VolumeError::NotDirectory) => continue,
                 dir => dir?,
             };
             let names = self.names_in(&dir)?;
             each(&mut dir, &names)?;
+            let above = (path.components().count() < HELD_DEPTH).then_some(&dir);
             let below = names.into_iter().filter(|(_, is_dir)| *is_dir);
-            todo.extend(below.map(|(name, _)| path.join(name)));
+            todo.extend(below.map(|(name, _)| (above.cloned(), path.join(name))));
         }
         Ok(())
     }
@@ -312,6 +341,16 @@ impl What {
             Self::Symlink(target) => Body::Symlink(target),
             Self::Special(kind, rdev) => Body::Special(kind, rdev),
         })
+    }
+}
+
+/// A directory that is not there, or not any more, is told apart.
+fn not_opened(error: std::io::Error) -> VolumeError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => VolumeError::NotFound,
+        // A link, too.
+        Some(Errno::NOTDIR | Errno::LOOP) => VolumeError::NotDirectory,
+        _ => VolumeError::host("open a directory", error),
     }
 }
 

@@ -257,7 +257,6 @@ impl Volume {
             .map_err(|error| VolumeError::host("write the .f", error))?;
         state.generation = manifest.generation;
         state.latest = Some(target);
-        self.note_inode(file.ino);
         state.changed = false;
         state.failed = None;
         if state.root != root {
@@ -290,9 +289,9 @@ impl Volume {
         self.nodes.content_seen(file.ino, state.generation);
         let known = (state.pieces.size(), state.pieces.stored());
         let mtime = state.mtime.take();
-        if let Some(mtime) = mtime {
-            set_mtime(&file.host, mtime)?;
-        }
+        let set = mtime.map_or(Ok(()), |mtime| set_mtime(&file.host, mtime));
+        self.note_inode(file.ino);
+        set?;
         self.size_written(file, known, mtime);
         Ok(true)
     }
