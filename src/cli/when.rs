@@ -16,14 +16,19 @@ const ID_MIN: usize = 4;
 
 /// For the help of the options.
 pub const EXPECTED: &str = "expected a time such as 2h, \"3 days ago\", 2026-05-01, \"2026-05-01 14:30\", 2026-05-01T14:30:00Z, \
-     or the beginning of a snapshot's id from `dfs log`, four digits or more";
+     a name in .dfs/snapshots, or the beginning of a snapshot's id from `dfs log`, four digits or more";
 
 /// What is meant, seen from `now` and where it is that o'clock.
 pub fn parse(text: &str, now: &Zoned) -> Result<When, String> {
     let text = text.trim();
-    let is_id = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if text.len() >= ID_MIN && is_id {
-        return Ok(When::Snapshot(text.to_ascii_lowercase()));
+    let is_id = |text: &str| text.len() >= ID_MIN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // One of several of a second, as `.dfs/snapshots` names it.
+    let id = match text.split_once("Z-") {
+        Some((second, id)) if format!("{second}Z").parse::<Timestamp>().is_ok() => id,
+        _ => text,
+    };
+    if is_id(id) {
+        return Ok(When::Snapshot(id.to_ascii_lowercase()));
     }
     let at = match (
         text.parse::<Timestamp>(),
@@ -102,12 +107,22 @@ mod tests {
             ("2026-11-01T14:30:00Z", "2026-11-01T14:30:00Z"),
             ("2026-11-01T14:30:00-05:00", "2026-11-01T19:30:00Z"),
             ("ABCD1234", "id abcd1234"),
+            ("2026-11-01T14:30:00Z-abcd1234", "id abcd1234"),
             ("20261101", "id 20261101"),
             ("1969-01-01", "there was no snapshot before 1970"),
         ] {
             assert_eq!(at(text), expected, "{text}");
         }
-        for text in ["", "yesterday or so", "abc", "14:30", "2026-13-01", "xyz12345"] {
+        for text in [
+            "",
+            "yesterday or so",
+            "abc",
+            "14:30",
+            "x2026Z-abcd1234",
+            "2026-11-01T14:30:00Z-abc",
+            "2026-13-01",
+            "xyz12345",
+        ] {
             assert_eq!(at(text), EXPECTED, "{text}");
         }
         assert_eq!(local(0, TimeZone::UTC), "1970-01-01 00:00:00");

@@ -143,7 +143,7 @@ impl Assembly {
                         .as_ref()
                         .map(|replication| Arc::clone(replication) as Arc<dyn Retention>),
                     status: Some(status_text(&assembly)),
-                    retained: journal.as_ref().map(Journal::ids),
+                    retained: journal.as_ref().map(Journal::moments),
                     state: Some(located.state.clone()),
                 },
             )?;

@@ -16,7 +16,7 @@ use fuser::{
 };
 
 use super::attr;
-use super::calls::{Adapter, Shared, bare_attr, caller, is_dot, is_privileged, open_flags, read, send_value};
+use super::calls::{Adapter, Shared, bare_attr, caller, is_privileged, open_flags, read, send_value};
 use super::init;
 use super::reply::answer;
 use crate::base::activity;
@@ -34,13 +34,17 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _busy = activity::begin("lookup", parent.0);
-        match self.shared.volume.lookup(parent.0, name) {
-            // Inode zero: the kernel remembers for a while that there is no such name.
-            Err(VolumeError::NotFound) => self.shared.entry(reply, &bare_attr(0, FileKind::Regular)),
-            result => answer("lookup", reply, result, |reply, attr| {
-                self.shared.entry(reply, &attr)
-            }),
-        }
+        let name = name.to_owned();
+        self.look(parent, reply, move |shared, reply| {
+            let result = match shared.volume.lookup(parent.0, &name) {
+                // Inode zero: the kernel remembers for a while that there is no such name.
+                Err(VolumeError::NotFound) => Ok(bare_attr(0, FileKind::Regular)),
+                result => result,
+            };
+            answer("lookup", reply, result, |reply, attr| {
+                shared.entry(reply, parent.0, &attr)
+            });
+        });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -49,8 +53,10 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let _busy = activity::begin("getattr", ino.0);
-        let result = self.shared.volume.getattr(ino.0, fh.map(|fh| fh.0));
-        self.shared.attr("getattr", result, reply);
+        self.look(ino, reply, move |shared, reply| {
+            let result = shared.volume.getattr(ino.0, fh.map(|fh| fh.0));
+            shared.attr("getattr", result, reply);
+        });
     }
 
     fn setattr(
@@ -96,9 +102,13 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let _busy = activity::begin("readlink", ino.0);
-        let result = self.shared.volume.readlink(ino.0);
-        answer("readlink", reply, result, |reply, target| {
-            reply.data(target.as_encoded_bytes())
+        self.look(ino, reply, move |shared, reply| {
+            answer(
+                "readlink",
+                reply,
+                shared.volume.readlink(ino.0),
+                |reply, target| reply.data(target.as_encoded_bytes()),
+            );
         });
     }
 
@@ -377,44 +387,23 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, after: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, after: u64, reply: ReplyDirectory) {
         let _busy = activity::begin("readdir", ino.0);
-        let result = self.shared.volume.readdir(fh.0, after, &mut |entry| {
-            !reply.add(
-                INodeNo(entry.ino),
-                entry.next,
-                attr::kind_to_kernel(entry.kind),
-                &entry.name,
-            )
+        self.look(ino, reply, move |shared, mut reply| {
+            let result = shared.volume.readdir(fh.0, after, &mut |entry| {
+                let kind = attr::kind_to_kernel(entry.kind);
+                !reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
+            });
+            answer("readdir", reply, result, |reply, ()| reply.ok());
         });
-        answer("readdir", reply, result, |reply, ()| reply.ok());
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        after: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, after: u64, reply: ReplyDirectoryPlus) {
         let _busy = activity::begin("readdirplus", ino.0);
-        let shared = &self.shared;
-        let result = shared.volume.readdir_plus(fh.0, after, &mut |entry, attr| {
-            let attr = attr
-                .unwrap_or_else(|| bare_attr(if is_dot(&entry.name) { entry.ino } else { 0 }, entry.kind));
-            let generation = Generation(attr.generation);
-            let seen = shared.file_attr(&attr);
-            !reply.add(
-                INodeNo(attr.ino),
-                entry.next,
-                &entry.name,
-                &shared.ttl,
-                &seen,
-                generation,
-            )
+        self.look(ino, reply, move |shared, mut reply| {
+            let result = shared.list_plus(ino.0, fh.0, after, &mut reply);
+            answer("readdirplus", reply, result, |reply, ()| reply.ok());
         });
-        answer("readdirplus", reply, result, |reply, ()| reply.ok());
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -471,17 +460,24 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _busy = activity::begin("getxattr", ino.0);
-        let result = self.shared.volume.getxattr(ino.0, name);
-        answer("getxattr", reply, result, |reply, value| {
-            send_value(reply, &value, size)
+        let name = name.to_owned();
+        self.look(ino, reply, move |shared, reply| {
+            let result = shared.volume.getxattr(ino.0, &name);
+            answer("getxattr", reply, result, |reply, value| {
+                send_value(reply, &value, size)
+            });
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _busy = activity::begin("listxattr", ino.0);
-        let result = self.shared.volume.listxattr(ino.0);
-        answer("listxattr", reply, result, |reply, names| {
-            send_value(reply, &names, size)
+        self.look(ino, reply, move |shared, reply| {
+            answer(
+                "listxattr",
+                reply,
+                shared.volume.listxattr(ino.0),
+                |reply, names| send_value(reply, &names, size),
+            );
         });
     }
 

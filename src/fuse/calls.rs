@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyAttr,
-    ReplyEmpty, ReplyEntry, ReplyXattr, Request,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyXattr, Request,
 };
 
 use super::attr::{self, Owner};
@@ -18,10 +18,13 @@ use super::pool::Pool;
 use super::reply::{Answer, answer};
 use super::{Atime, MountRequest};
 use crate::base::types::{Attr, Caller, FileKind, OpenMode, SetAttr, Timestamp};
-use crate::volume::{Beside, Opened, Result, Volume, VolumeError, Wait};
+use crate::volume::{Beside, Opened, Result, Volume, VolumeError, Wait, is_past, is_shown};
 
 /// Read buffers larger than this are not kept between requests.
 const BUFFER_KEPT: usize = 1 << 20;
+
+/// How long the kernel may rely on what was: it does not change. That it is still kept is found out at the name of the snapshot.
+const LASTING: Duration = Duration::from_secs(3600);
 
 thread_local! {
     /// Reused, because the first touch of fresh memory is slow on virtual machines.
@@ -69,6 +72,20 @@ impl Adapter {
     pub(super) fn later<R: Answer>(&self, reply: R, job: impl FnOnce(&Shared, R) + Send + 'static) {
         let shared = Arc::clone(&self.shared);
         self.pool.run(move || job(&shared, reply));
+    }
+
+    /// A look at something: at once, or where waiting is allowed, if it is of what was, which others may have to be asked for.
+    pub(super) fn look<R: Answer>(
+        &self,
+        ino: INodeNo,
+        reply: R,
+        job: impl FnOnce(&Shared, R) + Send + 'static,
+    ) {
+        if is_shown(ino.0) {
+            self.later(reply, job)
+        } else {
+            job(&self.shared, reply)
+        }
     }
 
     /// A change of a directory: at once, or where syncing may take its time.
@@ -144,20 +161,52 @@ impl Shared {
         attr::to_kernel(attr, self.owner)
     }
 
-    pub(super) fn entry(&self, reply: ReplyEntry, attr: &Attr) {
-        reply.entry(&self.ttl, &self.file_attr(attr), Generation(attr.generation));
+    /// How long the kernel may rely on a name in this directory, and on what it leads to.
+    pub(super) fn ttl_in(&self, directory: u64) -> Duration {
+        if is_past(directory) { LASTING } else { self.ttl }
+    }
+
+    pub(super) fn entry(&self, reply: ReplyEntry, parent: u64, attr: &Attr) {
+        let ttl = self.ttl_in(parent);
+        reply.entry(&ttl, &self.file_attr(attr), Generation(attr.generation));
+    }
+
+    /// Lists a directory with attributes, as far as the reply has room.
+    pub(super) fn list_plus(
+        &self,
+        directory: u64,
+        fh: u64,
+        after: u64,
+        reply: &mut ReplyDirectoryPlus,
+    ) -> Result<()> {
+        let ttl = self.ttl_in(directory);
+        self.volume.readdir_plus(fh, after, &mut |entry, attr| {
+            let dot = if is_dot(&entry.name) { entry.ino } else { 0 };
+            let attr = attr.unwrap_or_else(|| bare_attr(dot, entry.kind));
+            let (seen, generation) = (self.file_attr(&attr), Generation(attr.generation));
+            !reply.add(
+                INodeNo(attr.ino),
+                entry.next,
+                &entry.name,
+                &ttl,
+                &seen,
+                generation,
+            )
+        })
     }
 
     pub(super) fn attr(&self, operation: &'static str, result: Result<Attr>, reply: ReplyAttr) {
         answer(operation, reply, result, |reply, attr| {
-            reply.attr(&self.ttl, &self.file_attr(&attr))
+            reply.attr(&self.ttl_in(attr.ino), &self.file_attr(&attr))
         });
     }
 
     /// Answers for a new name in a directory.
     pub(super) fn made(&self, operation: &'static str, parent: u64, made: Result<Attr>, reply: ReplyEntry) {
         let result = made.and_then(|attr| self.changed(&[parent]).map(|()| attr));
-        answer(operation, reply, result, |reply, attr| self.entry(reply, &attr));
+        answer(operation, reply, result, |reply, attr| {
+            self.entry(reply, parent, &attr)
+        });
     }
 
     /// Lets the kernel have more than it asked for, if that can be done at once.
@@ -309,7 +358,7 @@ pub(super) fn open_flags(opened: &Opened, mode: OpenMode) -> FopenFlags {
     keep | flush | direct
 }
 
-pub(super) fn is_dot(name: &OsStr) -> bool {
+fn is_dot(name: &OsStr) -> bool {
     name == "." || name == ".."
 }
 

@@ -219,7 +219,7 @@ impl Engine {
                 ..journal.clone()
             };
             next.save(&self.state)?;
-            self.volume.retain_snapshots(next.ids());
+            self.volume.retain_snapshots(next.moments());
             *journal = next;
         }
         Ok(())
@@ -343,7 +343,7 @@ impl Engine {
         next.arrive(id, SystemClock.now(), merge);
         next.made = made.unwrap_or(next.made);
         next.save(&self.state)?;
-        self.volume.retain_snapshots(next.ids());
+        self.volume.retain_snapshots(next.moments());
         *journal = next;
         Ok(())
     }
@@ -463,7 +463,7 @@ impl Engine {
 
     /// Keeps the snapshots here that one came from, the newest of them: whoever made them may not be there for ever.
     fn keep_past(&self, id: BlockId) -> Result<()> {
-        let kept: BTreeSet<BlockId> = self.journal.lock().ids().into_iter().collect();
+        let kept: BTreeSet<BlockId> = self.journal.lock().kept.iter().map(|kept| kept.id).collect();
         let (mut next, mut past) = (VecDeque::from([id]), BTreeSet::new());
         while let Some(at) = next.pop_front().filter(|_| past.len() < PAST_MAX) {
             if let Ok(parents) = self.parents(at) {

@@ -112,7 +112,11 @@ impl Engine {
         let kept = self.journal().kept;
         match at {
             At::Time(time) => {
-                let then = kept.iter().rfind(|kept| kept.time <= *time).copied();
+                // The very second is the name of the first that came in it: see the volume's `moments`.
+                let named = kept.iter().find(|kept| kept.time == *time);
+                let then = named
+                    .or_else(|| kept.iter().rfind(|kept| kept.time <= *time))
+                    .copied();
                 let oldest = kept.first().ok_or(SyncError::NoSnapshot)?;
                 then.ok_or(SyncError::Older(oldest.time))
             }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::BlockId;
 use crate::folder::state::{StateDir, StateError};
+use crate::volume::Moment;
 
 /// Name of the list in the state directory.
 const LIST: &str = "snapshots";
@@ -65,9 +66,13 @@ impl Journal {
         self.kept.push(Kept { id, time, merge });
     }
 
-    /// The ids of what is kept.
-    pub fn ids(&self) -> Vec<BlockId> {
-        self.kept.iter().map(|kept| kept.id).collect()
+    /// What is kept, as the volume has it.
+    pub fn moments(&self) -> Vec<Moment> {
+        let moment = |kept: &Kept| Moment {
+            id: kept.id,
+            time: kept.time,
+        };
+        self.kept.iter().map(moment).collect()
     }
 }
 
@@ -89,7 +94,11 @@ mod tests {
         journal.arrive(BlockId([1; 32]), 30, false);
         journal.save(&state).unwrap();
         assert_eq!(Journal::load(&state).unwrap(), journal);
-        assert_eq!(journal.ids(), [BlockId([2; 32]), BlockId([1; 32])]);
+        let moment = |n, time| Moment {
+            id: BlockId([n; 32]),
+            time,
+        };
+        assert_eq!(journal.moments(), [moment(2, 20), moment(1, 30)]);
         std::fs::write(state.path().join(LIST), "nonsense").unwrap();
         assert!(
             Journal::load(&state)

@@ -127,7 +127,7 @@ impl Device {
             sync_interval: Duration::from_secs(3600),
             unclean: true,
             remote: true,
-            retained: Some(journal.ids()),
+            retained: Some(journal.moments()),
             ..VolumeOptions::default()
         };
         let volume = Volume::start(

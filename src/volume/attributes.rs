@@ -14,7 +14,7 @@ use super::error::{Result, VolumeError};
 use super::look::ID;
 use super::nodes::Place;
 use super::open_file::{OpenFile, choose};
-use super::shown::is_shown;
+use super::shown::{check_own, is_past, is_shown};
 use super::sizes::{Mark, day_of};
 use super::wishes::STATE;
 use super::{Volume, Wait};
@@ -34,7 +34,7 @@ impl Volume {
     /// What `stat` shows. `fh` helps where no name is left.
     pub fn getattr(&self, ino: u64, fh: Option<u64>) -> Result<Attr> {
         if is_shown(ino) {
-            return Ok(self.attr_shown(ino));
+            return self.attr_shown(ino);
         }
         let open = fh
             .and_then(|fh| self.handles.file(fh))
@@ -61,9 +61,7 @@ impl Volume {
     /// Changes attributes. A change of size without a handle survives the death of the daemon when this returns, as after `close`.
     pub fn setattr(&self, ino: u64, fh: Option<u64>, set: &SetAttr, _caller: &Caller) -> Result<Attr> {
         self.check_writable()?;
-        if is_shown(ino) {
-            return Err(VolumeError::NotPermitted);
-        }
+        check_own(ino)?;
         let open = fh
             .and_then(|fh| self.handles.file(fh))
             .or_else(|| self.handles.open_file(ino));
@@ -184,7 +182,10 @@ impl Volume {
 
     /// The value of an extended attribute.
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
-        if name == STATE && self.nodes.kind(ino) == Some(FileKind::Regular) && !is_shown(ino) {
+        if is_past(ino) {
+            return self.getxattr_past(ino, name);
+        }
+        if name == STATE && self.nodes.kind(ino) == Some(FileKind::Regular) {
             return Ok(self.whereabouts(ino)?.to_string().into_bytes());
         }
         if name == ID {
@@ -201,6 +202,9 @@ impl Volume {
 
     /// The names of extended attributes, each followed by a NUL.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<u8>> {
+        if is_past(ino) {
+            return self.listxattr_past(ino);
+        }
         let mut list = vec![0u8; XATTR_MAX];
         let len = self.at_inode(ino, false, |at| match at {
             At::Path(path) => rustix::fs::llistxattr(path, &mut list[..]),
@@ -237,6 +241,9 @@ impl Volume {
         changes: bool,
         call: impl FnOnce(At<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
+        if changes {
+            check_own(ino)?;
+        }
         if is_shown(ino) {
             return Err(VolumeError::Unsupported);
         }

@@ -54,8 +54,8 @@ pub struct Handles {
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     dirs: RwLock<HashMap<u64, Arc<DirHandle>>>,
     /// Handles of what dfs shows of itself: the text as it was when opened.
-    texts: RwLock<HashMap<u64, Arc<Vec<u8>>>>,
-    next: AtomicU64,
+    pub(super) texts: RwLock<HashMap<u64, Arc<Vec<u8>>>>,
+    pub(super) next: AtomicU64,
 }
 
 impl Default for Handles {
@@ -122,7 +122,7 @@ impl Handles {
             .ok_or(VolumeError::BadHandle)
     }
 
-    fn add(&self, file: Arc<OpenFile>, mode: OpenMode) -> u64 {
+    pub(super) fn add(&self, file: Arc<OpenFile>, mode: OpenMode) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
         let told = AtomicU64::new(file.state.lock().failed_syncs.0);
         self.handles.write().insert(
@@ -156,19 +156,7 @@ impl Volume {
             self.check_writable()?;
         }
         if is_shown(ino) {
-            if mode.write || mode.truncate {
-                return Err(VolumeError::NotPermitted);
-            }
-            let fh = self.handles.next.fetch_add(1, Ordering::Relaxed);
-            self.handles
-                .texts
-                .write()
-                .insert(fh, Arc::new(self.status_text()));
-            return Ok(Opened {
-                fh,
-                keep_cache: false,
-                direct: true,
-            });
+            return self.open_shown(ino, mode, wait);
         }
         let write = mode.write || mode.truncate;
         let file = self.acquire(ino, write, wait)?;
@@ -242,6 +230,9 @@ impl Volume {
             return Ok(None);
         }
         let handle = self.handles.get(fh)?;
+        if wait == Wait::Bounded {
+            self.check_kept(handle.file.ino)?;
+        }
         let planned = handle.ahead.lock().plan_once(offset, len as u64);
         let mut fresh = None;
         let wanted = planned.is_none().then_some(&mut fresh);
@@ -370,6 +361,9 @@ impl Volume {
     /// What was written survives a power cut once this returns.
     pub fn fsync(&self, fh: u64, what: Synced) -> Result<()> {
         let handle = self.handles.get(fh)?;
+        if is_shown(handle.file.ino) {
+            return Ok(());
+        }
         self.sync_for(&handle, what)?;
         if self.fsync_replicas && !self.wait_for_replicas(&handle.file)? {
             return Err(VolumeError::host(

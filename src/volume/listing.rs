@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom};
 
 use super::error::{Result, VolumeError};
+use super::past::Going;
 use super::shown::is_shown;
 use super::{ROOT_INO, Volume};
 use crate::base::names::{self, HostName, TEMP_PREFIX};
@@ -22,22 +23,28 @@ const BUFFER: usize = 32 << 10;
 /// An open directory.
 #[derive(Debug)]
 pub struct DirHandle {
-    ino: u64,
+    pub(super) ino: u64,
     dir: Arc<OwnedFd>,
     /// Host position of the next entry; the lock also keeps two readers of one handle apart.
     at: Mutex<u64>,
+    /// The same, of what was.
+    pub(super) going: Mutex<Going>,
+}
+
+impl DirHandle {
+    fn new(ino: u64, dir: Arc<OwnedFd>) -> Self {
+        let (at, going) = (Mutex::new(0), Mutex::default());
+        Self { ino, dir, at, going }
+    }
 }
 
 impl Volume {
     /// Opens a directory.
     pub fn opendir(&self, ino: u64) -> Result<u64> {
         if is_shown(ino) {
+            self.check_kept(ino)?;
             let dir = Arc::clone(self.folder.root());
-            return Ok(self.handles.add_dir(DirHandle {
-                ino,
-                dir,
-                at: Mutex::new(0),
-            }));
+            return Ok(self.handles.add_dir(DirHandle::new(ino, dir)));
         }
         let _still = self.renames.read();
         let known = self.dir_or_removed(ino)?;
@@ -45,11 +52,7 @@ impl Volume {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let dir = open_below(known.as_fd(), OsStr::new("."), flags, Mode::empty())
             .map_err(|error| VolumeError::host("open the directory", error))?;
-        Ok(self.handles.add_dir(DirHandle {
-            ino,
-            dir: Arc::new(dir),
-            at: Mutex::new(0),
-        }))
+        Ok(self.handles.add_dir(DirHandle::new(ino, Arc::new(dir))))
     }
 
     /// Makes listing an open directory an access to it, when the host notes accesses to its own.
@@ -70,6 +73,9 @@ impl Volume {
     /// Makes the names in a directory durable.
     pub fn fsyncdir(&self, fh: u64) -> Result<()> {
         let handle = self.handles.dir(fh)?;
+        if is_shown(handle.ino) {
+            return Ok(());
+        }
         rustix::fs::fsync(&handle.dir).map_err(|error| VolumeError::host("fsync the directory", error))
     }
 
@@ -77,8 +83,7 @@ impl Volume {
     pub fn readdir(&self, fh: u64, after: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let handle = self.handles.dir(fh)?;
         if is_shown(handle.ino) {
-            self.list_shown(handle.ino, after, &mut |entry, _| each(entry));
-            return Ok(());
+            return self.list_shown(&handle, after, false, &mut |entry, _| each(entry));
         }
         self.list(&handle, after, &mut |_, entry| each(entry))
     }
@@ -92,8 +97,7 @@ impl Volume {
     ) -> Result<()> {
         let handle = self.handles.dir(fh)?;
         if is_shown(handle.ino) {
-            self.list_shown(handle.ino, after, each);
-            return Ok(());
+            return self.list_shown(&handle, after, true, each);
         }
         self.list(&handle, after, &mut |host, entry| {
             if entry.name == "." || entry.name == ".." {

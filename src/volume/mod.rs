@@ -22,9 +22,11 @@ mod listing;
 mod look;
 #[cfg(test)]
 mod model_tests;
+mod moments;
 mod nameless;
 mod nodes;
 mod open_file;
+mod past;
 mod pieces;
 mod read;
 mod replace;
@@ -52,9 +54,10 @@ pub use collect::Marked;
 pub use error::{BlockError, Result, VolumeError};
 pub use import::Imported;
 pub use look::{DirAt, Named, Seen, What};
+pub use moments::Moment;
 pub use open_file::{Chosen, choose};
 pub use retention::Retention;
-pub use shown::StatusText;
+pub use shown::{StatusText, is_past, is_shown};
 pub use snapshots::{TreeNodes, of_map};
 pub use wishes::{Brought, Needs, PINNED, REPLICAS, Whereabouts};
 pub use write_back::Synced;
@@ -65,8 +68,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::base::RootId;
 use crate::base::limits::FETCH_TIMEOUT_SECS;
-use crate::base::{BlockId, RootId};
 use crate::folder::Folder;
 use crate::folder::state::StateDir;
 use crate::keys::VolumeKeys;
@@ -81,6 +84,7 @@ use self::fold::Fragmented;
 use self::handles::Handles;
 use self::nameless::Nameless;
 use self::nodes::Nodes;
+use self::past::Past;
 use self::sizes::Sizes;
 
 /// Inode number of the root directory.
@@ -152,8 +156,8 @@ pub struct VolumeOptions {
     pub retention: Option<Arc<dyn Retention>>,
     /// What `.dfs/status` in the mount says.
     pub status: Option<StatusText>,
-    /// The snapshots whose blocks are needed; `None`: that is not known, and nothing may be collected.
-    pub retained: Option<Vec<BlockId>>,
+    /// The snapshots that are kept, whose blocks are needed; `None`: that is not known, and nothing may be collected.
+    pub retained: Option<Vec<Moment>>,
     /// Where the sizes of files are kept between two mounts, if anywhere.
     pub state: Option<StateDir>,
 }
@@ -215,8 +219,10 @@ pub struct Volume {
     importing: Mutex<()>,
     /// Held by a collection alone; shared by whoever stores blocks that nothing names yet.
     collecting: RwLock<()>,
-    /// The snapshots whose blocks are needed; `None`: that is not known.
-    retained: Mutex<Option<Vec<BlockId>>>,
+    /// The snapshots that are kept, whose blocks are needed; `None`: that is not known.
+    retained: Mutex<Option<Vec<Moment>>>,
+    /// What the kernel knows of them.
+    past: Past,
     /// Whether new inodes must be given to the caller: this process is root.
     gives_away: bool,
     root_host_ino: u64,
@@ -279,6 +285,7 @@ impl Volume {
             importing: Mutex::new(()),
             collecting: RwLock::new(()),
             retained: Mutex::new(options.retained),
+            past: Past::default(),
             gives_away: rustix::process::geteuid().is_root(),
             root_host_ino: root.st_ino,
             timeout: options.timeout,
@@ -311,15 +318,18 @@ impl Volume {
 
     /// The path in the mount of an inode, for messages; what is not known any more is `?`.
     pub fn shown_path(&self, ino: u64) -> String {
-        self.nodes.shown_path(ino)
+        match is_past(ino) {
+            true => self.path_past(ino),
+            false => self.nodes.shown_path(ino),
+        }
     }
 
-    /// The inode number in the mount of a host inode: the same, but for the root's, which is 1.
+    /// The inode number in the mount of a host inode: the same, but for the root's, which is 1, and those that are kept for what dfs shows.
     fn shown_ino(&self, host: u64) -> u64 {
         match host {
             ino if ino == self.root_host_ino => ROOT_INO,
             ROOT_INO => self.root_host_ino,
-            ino => ino,
+            ino => shown::apart(ino),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::store::{BlockStore, CommitSeq};
 pub struct OpenFile {
     /// Its inode number in the mount.
     pub ino: u64,
-    /// The `.f`.
+    /// The `.f`; of a file as it was, which has none, the folder's top directory, through which nothing can be written.
     pub host: File,
     /// Whether `host` may be written.
     pub writable: bool,
@@ -212,13 +212,25 @@ impl State {
         };
         state.id = manifest.file_id;
         state.generation = manifest.generation;
-        state.root = manifest.content.root();
         if manifest.store == store.id() {
             state.seq = manifest.seq;
         }
-        match manifest.content {
+        state.fill(manifest.content);
+        state
+    }
+
+    /// The state of a file that is nothing but content.
+    pub fn of_content(id: FileId, content: Content) -> Self {
+        let mut state = Self::empty(id);
+        state.fill(content);
+        state
+    }
+
+    fn fill(&mut self, content: Content) {
+        self.root = content.root();
+        match content {
             Content::Inline(bytes) => {
-                state.pieces.push(
+                self.pieces.push(
                     bytes.len() as u64,
                     Source::Memory {
                         bytes: Arc::new(bytes),
@@ -228,18 +240,15 @@ impl State {
             }
             Content::Extents(extents) => {
                 for extent in &extents {
-                    state.pieces.push(extent.len, source_of(extent));
+                    self.pieces.push(extent.len, source_of(extent));
                 }
             }
             Content::Index { depth, refs } => {
                 for entry in refs {
-                    state
-                        .pieces
-                        .push(entry.len, Source::Index { id: entry.id, depth });
+                    self.pieces.push(entry.len, Source::Index { id: entry.id, depth });
                 }
             }
         }
-        state
     }
 
     /// Whether the newest version must be durable before another is written: both slots hold one, and none of the two is durable yet.

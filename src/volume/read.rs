@@ -218,7 +218,7 @@ impl Volume {
         root: Option<RootId>,
         wait: Wait,
     ) -> Result<(Arc<Vec<u8>>, bool)> {
-        let path = || self.nodes.shown_path(ino);
+        let path = || self.shown_path(ino);
         let (chunk, fresh) = self
             .blocks
             .plaintext(id, root, wait)
@@ -263,7 +263,7 @@ impl Volume {
             found.map(|piece| (piece, state.root))
         };
         while let Some(((at, len, id, depth), root)) = next() {
-            let path = || self.nodes.shown_path(file.ino);
+            let path = || self.shown_path(file.ino);
             let damaged = |reason: String| VolumeError::block(path, BlockError::Damaged { id, reason });
             if depth > INDEX_DEPTH_MAX {
                 return Err(damaged("its index is deeper than any file's".into()));

@@ -4,7 +4,7 @@
 //! Called by `sync`, and by `collect` for what retained snapshots reach.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,7 @@ use parking_lot::RwLockReadGuard;
 
 use super::collect::Marked;
 use super::error::{Result, VolumeError};
+use super::moments::Moment;
 use super::write_back::store_all;
 use super::{Volume, Wait};
 use crate::base::BlockId;
@@ -86,9 +87,14 @@ impl Volume {
     }
 
     /// The snapshots whose trees are needed, from now on. Of those that they came from, the snapshots themselves stay.
-    pub fn retain_snapshots(&self, snapshots: Vec<BlockId>) {
-        let before = self.retained.lock().replace(snapshots.clone());
-        if before.is_some_and(|before| before.iter().any(|id| !snapshots.contains(id))) {
+    pub fn retain_snapshots(&self, snapshots: Vec<Moment>) {
+        let ids: HashSet<BlockId> = snapshots.iter().map(|one| one.id).collect();
+        let before = {
+            let mut retained = self.retained.lock();
+            self.past.kept(|id| ids.contains(id));
+            retained.replace(snapshots)
+        };
+        if before.is_some_and(|before| before.iter().any(|one| !ids.contains(&one.id))) {
             // What the last collection found still needed may not be any more.
             self.freed(self.collected.swap(0, Ordering::Relaxed));
         }
@@ -166,7 +172,7 @@ impl Volume {
         let retained = self.retained.lock().clone();
         let retained = retained.ok_or(VolumeError::Invalid("which snapshots are kept is not known"))?;
         let mut past = Vec::new();
-        for id in retained {
+        for Moment { id, .. } in retained {
             if !marked.add_index(id) {
                 continue;
             }

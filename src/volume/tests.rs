@@ -238,11 +238,11 @@ fn dfs_shows_its_status_without_being_listed() {
     assert_eq!(read_all(&volume, status.ino), b"all is well");
     assert!(matches!(
         volume.open(status.ino, RW, Wait::Bounded),
-        Err(VolumeError::NotPermitted)
+        Err(VolumeError::ReadOnly(_))
     ));
     assert!(matches!(
         volume.mkdir(dir.ino, OsStr::new("x"), 0o755, &CALLER),
-        Err(VolumeError::NotPermitted)
+        Err(VolumeError::ReadOnly(_))
     ));
     assert!(matches!(
         volume.mkdir(ROOT_INO, OsStr::new(".dfs"), 0o755, &CALLER),

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use super::error::{Result, VolumeError};
 use super::nameless::hold;
 use super::nodes::to_host;
-use super::shown::is_shown;
+use super::shown::{check_own, is_past, is_shown};
 use super::{ROOT_INO, Volume, Wait};
 use crate::base::names::{self, BadName};
 use crate::base::types::{Attr, Caller, FileKind, RenameMode};
@@ -33,6 +33,9 @@ impl Volume {
 
     /// Gives back `count` references from `lookup`, `create`, `mkdir`, `mknod`, `symlink`, `link` and `readdir_plus`.
     pub fn forget(&self, ino: u64, count: u64) {
+        if is_shown(ino) {
+            return self.forget_past(ino, count);
+        }
         self.nodes.forget(ino, count);
         if self.nameless.has(ino) && self.nodes.kind(ino).is_none() {
             self.nameless.forget(ino);
@@ -41,6 +44,9 @@ impl Volume {
 
     /// The target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<OsString> {
+        if is_past(ino) {
+            return self.readlink_past(ino);
+        }
         let _still = self.renames.read();
         let place = self.nodes.place(&self.folder, ino)?;
         let target = rustix::fs::readlinkat(&place.dir, &place.host, Vec::new())
@@ -85,6 +91,7 @@ impl Volume {
     /// Gives an inode another name.
     pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Attr> {
         self.check_writable()?;
+        check_own(ino)?;
         check_name(parent, name)?;
         let _still = self.renames.read();
         let from = self.nodes.place(&self.folder, ino)?;
@@ -343,8 +350,8 @@ fn check_name(parent: u64, name: &OsStr) -> Result<()> {
         BadName::Reserved => VolumeError::NotPermitted,
     })?;
     // The marker file of the folder has this host name; in the mount it is kept for what dfs shows of itself.
-    if is_shown(parent) || (parent == ROOT_INO && name == names::MARKER) {
+    if parent == ROOT_INO && name == names::MARKER {
         return Err(VolumeError::NotPermitted);
     }
-    Ok(())
+    check_own(parent)
 }

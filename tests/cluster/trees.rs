@@ -348,3 +348,52 @@ fn whoever_has_a_file_open_goes_on_with_what_he_opened() {
     assert!(versions.contains(&b"A wrote it anew".to_vec()) && versions.contains(&expected));
     fall_silent(&[&a, &b]);
 }
+
+#[test]
+fn what_was_is_read_from_the_other_computer() {
+    let switch = Switch::new(2);
+    let mut a = TestVolume::empty().on(switch.path(0));
+    a.init();
+    a.configure(&format!(
+        "[network]\nlisten = [\"0.0.0.0:8080\"]\nmdns = false\nupnp = false\ntimeout = 5\n{KEEPS_NOTHING}"
+    ));
+    a.mount();
+    let mut b = TestVolume::empty().on(switch.path(1));
+    enter(&b, &a, "writer");
+    b.mount();
+    let (first, second) = (noise(81, 3 << 20), noise(82, 1 << 20));
+    let arrives = |size: usize| {
+        wait_for("the file is on the other computer", PATIENCE, || {
+            fs::metadata(b.at("file")).is_ok_and(|meta| meta.len() == size as u64)
+        });
+    };
+    fs::write(a.at("file"), &first).unwrap();
+    arrives(first.len());
+    // What B has of the snapshot is its tree alone.
+    let listed = || {
+        let all = fs::read_dir(b.at(".dfs/snapshots")).unwrap();
+        let mut all: Vec<_> = all.map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        all
+    };
+    let is_in =
+        |path: &Path| fs::metadata(path.join("file")).is_ok_and(|meta| meta.len() == first.len() as u64);
+    wait_for("B keeps the snapshot", SOON, || {
+        listed().iter().any(|path| is_in(path))
+    });
+    let then = listed().into_iter().find(|path| is_in(path)).unwrap();
+    fs::write(a.at("file"), &second).unwrap();
+    arrives(second.len());
+    let before = b.stored();
+    assert!(before < 3 << 20, "{before} bytes are on B already");
+    assert!(fs::read(then.join("file")).unwrap() == first);
+    assert!(b.stored() >= before + (3 << 20) - 1000);
+    assert!(fs::read(b.at("file")).unwrap() == second);
+    // Without A it is still there; what was never read is an error in time.
+    fs::write(a.at("unread"), &first[..2 << 20]).unwrap();
+    wait_for("the other file is there", PATIENCE, || b.at("unread").exists());
+    a.unmount();
+    assert!(fs::read(then.join("file")).unwrap() == first);
+    b.remount();
+    assert!(fs::read(then.join("file")).unwrap() == first);
+}

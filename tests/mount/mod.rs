@@ -8,6 +8,7 @@ mod fstab;
 mod history;
 mod kills;
 mod lifecycle;
+mod past;
 mod recovery;
 mod scale;
 mod soak;

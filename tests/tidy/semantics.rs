@@ -230,6 +230,16 @@ pub const HELD: &[(&str, &[&str])] = &[
     ("| `statfs`", &["statfs_tells_what_the_disk_under_the_folder_has"]),
     ("| `ioctl`", &["what_cannot_be_had_says_so"]),
     (
+        "| `.dfs/snapshots/TIME`",
+        &[
+            "what_was_is_read_whole_through_the_mount",
+            "nothing_of_what_was_can_be_changed",
+            "a_large_directory_is_listed_whole",
+            "what_is_not_kept_any_more_is_gone_or_right_never_wrong",
+            "what_was_is_read_from_the_other_computer",
+        ],
+    ),
+    (
         "| `.dfs` in the root",
         &[
             "the_marker_is_a_virtual_folder_in_the_mount",
