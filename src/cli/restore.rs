@@ -21,8 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub struct Args {
     /// A path in the folder or in the mount, of something that is there or was; the folder or the mount itself is the whole volume.
     path: PathBuf,
-    /// When: an age such as 2h or "3 days", a date with or without a time of day, or the beginning of a snapshot's id from `dfs log`. What was
-    /// current then comes back.
+    /// When: an age such as 2h or "3 days", a date with or without a time of day, a name in `.dfs/snapshots` of the mount, or the beginning of a
+    /// snapshot's id from `dfs log`. What was current then comes back.
     #[arg(long, value_name = "TIME", value_parser = when::parse_now)]
     at: Option<When>,
     /// Print JSON.

@@ -2,7 +2,8 @@
 //! the fetch timeout. Called by `fuse` and by `daemon` (import, export).
 //!
 //! `tree` finds and changes names, `attributes` what inodes carry, `handles` what is open; `read`, `spill` and `write_back` move content between
-//! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds.
+//! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds. `past` shows
+//! what was.
 
 mod apply;
 mod attributes;
