@@ -16,7 +16,7 @@ use super::attr::{self, Owner};
 use super::init::Agreed;
 use super::pool::Pool;
 use super::reply::{Answer, answer};
-use super::{Atime, MountRequest};
+use super::{Atime, DEFAULT_TTL, MountRequest};
 use crate::base::types::{Attr, Caller, FileKind, OpenMode, SetAttr, Timestamp};
 use crate::volume::{Beside, Opened, Result, Volume, VolumeError, Wait, is_past, is_shown};
 
@@ -163,7 +163,12 @@ impl Shared {
 
     /// How long the kernel may rely on a name in this directory, and on what it leads to.
     pub(super) fn ttl_in(&self, directory: u64) -> Duration {
-        if is_past(directory) { LASTING } else { self.ttl }
+        match directory {
+            past if is_past(past) => LASTING,
+            // Which snapshots are kept is not for the owner of the mount to say.
+            shown if is_shown(shown) => self.ttl.min(DEFAULT_TTL),
+            _ => self.ttl,
+        }
     }
 
     pub(super) fn entry(&self, reply: ReplyEntry, parent: u64, attr: &Attr) {

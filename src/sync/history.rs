@@ -113,7 +113,7 @@ impl Engine {
         match at {
             At::Time(time) => {
                 // The very second is the name of the first that came in it: see the volume's `moments`.
-                let named = kept.iter().find(|kept| kept.time == *time);
+                let named = kept.iter().find(|kept| kept.time == *time && !kept.twin);
                 let then = named
                     .or_else(|| kept.iter().rfind(|kept| kept.time <= *time))
                     .copied();

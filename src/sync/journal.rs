@@ -20,6 +20,9 @@ pub struct Kept {
     pub time: u64,
     /// It was made by merging others.
     pub merge: bool,
+    /// It came in the same second as one that was kept then: its id belongs to its name.
+    #[serde(default)]
+    pub twin: bool,
 }
 
 /// The journal.
@@ -63,7 +66,13 @@ impl Journal {
     pub fn arrive(&mut self, id: BlockId, time: u64, merge: bool) {
         self.head = Some(id);
         self.kept.retain(|kept| kept.id != id);
-        self.kept.push(Kept { id, time, merge });
+        let twin = self.kept.iter().any(|kept| kept.time == time);
+        self.kept.push(Kept {
+            id,
+            time,
+            merge,
+            twin,
+        });
     }
 
     /// What is kept, as the volume has it.
@@ -71,6 +80,7 @@ impl Journal {
         let moment = |kept: &Kept| Moment {
             id: kept.id,
             time: kept.time,
+            twin: kept.twin,
         };
         self.kept.iter().map(moment).collect()
     }
@@ -97,8 +107,13 @@ mod tests {
         let moment = |n, time| Moment {
             id: BlockId([n; 32]),
             time,
+            twin: false,
         };
         assert_eq!(journal.moments(), [moment(2, 20), moment(1, 30)]);
+        journal.arrive(BlockId([3; 32]), 30, false);
+        journal.kept.remove(1);
+        journal.arrive(BlockId([4; 32]), 30, false);
+        assert!(journal.kept[1..].iter().all(|kept| kept.twin), "whoever is gone");
         std::fs::write(state.path().join(LIST), "nonsense").unwrap();
         assert!(
             Journal::load(&state)

@@ -65,6 +65,7 @@ mod tests {
                 id: BlockId(id),
                 time: *time,
                 merge: false,
+                twin: false,
             }
         };
         times.iter().enumerate().map(one).collect()

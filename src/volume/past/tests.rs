@@ -81,7 +81,11 @@ fn snapshot(volume: &Volume, time: u64, files: usize) -> Moment {
         made: Some(made),
     };
     let id = volume.put_snapshot(&snapshot).unwrap();
-    Moment { id, time }
+    Moment {
+        id,
+        time,
+        twin: false,
+    }
 }
 
 fn find(volume: &Volume, path: &str) -> Result<Attr, VolumeError> {
