@@ -4,6 +4,7 @@
 
 pub mod background;
 mod care;
+mod conflicts;
 mod copy;
 mod diff;
 mod environment;
@@ -71,6 +72,7 @@ enum Verb {
     Log(log::Args),
     Diff(diff::Args),
     Restore(restore::Args),
+    Conflicts(conflicts::Args),
     Show(show::Args),
     Umount(umount::Args),
     #[command(hide = true, subcommand)]
@@ -122,6 +124,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Log(args) => log::run(&env, args),
         Verb::Diff(args) => diff::run(&env, args),
         Verb::Restore(args) => restore::run(&env, args),
+        Verb::Conflicts(args) => conflicts::run(&env, args),
         Verb::Show(args) => show::run(&env, args),
         Verb::Umount(args) => umount::run(&env, args),
         Verb::Generate(args) => generate::run(&args),

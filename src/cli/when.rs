@@ -57,14 +57,15 @@ pub fn parse_now(text: &str) -> Result<When, String> {
 
 /// A snapshot's time, as the user's clock shows it, and its id.
 pub fn show(past: &Past) -> String {
-    format!(
-        "{}  {}",
-        local(past.time, TimeZone::system()),
-        past.snapshot.short()
-    )
+    format!("{}  {}", local(past.time), past.snapshot.short())
 }
 
-fn local(secs: u64, zone: TimeZone) -> String {
+/// A time in seconds since the Unix epoch, as the user's clock shows it.
+pub fn local(secs: u64) -> String {
+    local_in(secs, TimeZone::system())
+}
+
+fn local_in(secs: u64, zone: TimeZone) -> String {
     let at = i64::try_from(secs).ok();
     let at = at.and_then(|secs| Timestamp::from_second(secs).ok());
     at.map_or_else(
@@ -125,6 +126,6 @@ mod tests {
         ] {
             assert_eq!(at(text), EXPECTED, "{text}");
         }
-        assert_eq!(local(0, TimeZone::UTC), "1970-01-01 00:00:00");
+        assert_eq!(local_in(0, TimeZone::UTC), "1970-01-01 00:00:00");
     }
 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::conflicts::Conflicts;
+use super::group::{Changed, Group};
 use super::history::{PathDiff, PathLog, PathRestored, When};
 use super::path_text;
 use super::tree::Tree;
@@ -127,6 +129,12 @@ pub enum Request {
         #[serde(default)]
         at: Option<When>,
     },
+    /// The conflict copies at a path and below it.
+    Conflicts {
+        /// Path in the volume, relative to its root.
+        #[serde(with = "path_text")]
+        path: PathBuf,
+    },
     /// Unmount, write everything back, end.
     Stop {
         /// Unmount even while files are open: whoever has them open keeps them until the daemon has drained.
@@ -198,6 +206,8 @@ pub enum Answer {
     Diff(PathDiff),
     /// To [`Request::Restore`].
     Restored(PathRestored),
+    /// To [`Request::Conflicts`].
+    Conflicts(Conflicts),
     /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
     Stopped {
         /// The process.
@@ -222,6 +232,7 @@ impl fmt::Debug for Answer {
             Self::Log(log) => f.debug_tuple("Log").field(log).finish(),
             Self::Diff(diff) => f.debug_tuple("Diff").field(diff).finish(),
             Self::Restored(restored) => f.debug_tuple("Restored").field(restored).finish(),
+            Self::Conflicts(all) => f.debug_tuple("Conflicts").field(all).finish(),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
         }
     }
@@ -348,49 +359,6 @@ pub struct Peer {
     pub last_seen: Option<u64>,
     /// Round trip, in milliseconds.
     pub rtt_ms: Option<u64>,
-}
-
-/// The group as a device knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Group {
-    /// The key epoch under which new data is sealed.
-    pub epoch: u32,
-    /// Everybody who belongs or did, this device among them.
-    pub members: Vec<Member>,
-}
-
-/// A device of the group, or one that was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// The device.
-    pub device: DeviceId,
-    /// What its computer is called, where that is known.
-    pub name: Option<String>,
-    /// Its role; none once it is removed.
-    pub role: Option<String>,
-    /// Its failure zone.
-    pub zone: Option<String>,
-    /// Seconds since the Unix epoch when it was admitted.
-    pub since: Option<u64>,
-    /// Seconds since the Unix epoch when it was last connected to this device.
-    pub last_seen: Option<u64>,
-    /// Whether there is a connection now.
-    pub connected: bool,
-    /// Seconds since the Unix epoch when it was removed.
-    pub removed: Option<u64>,
-    /// Whether it is this device.
-    pub own: bool,
-}
-
-/// A member whose place in the group was changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
-    /// The device as it was before.
-    pub member: Member,
-    /// Its new role; none: it was removed.
-    pub role: Option<String>,
-    /// The key epoch under which new data is sealed from now on.
-    pub epoch: u32,
 }
 
 /// How well a device's blocks are replicated.

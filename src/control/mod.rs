@@ -4,6 +4,8 @@
 //! `daemon` gives [`Server`] a [`Handler`], `cli` asks through [`client`].
 
 pub mod client;
+pub mod conflicts;
+pub mod group;
 pub mod history;
 mod line;
 pub mod message;
@@ -11,12 +13,14 @@ mod path_text;
 mod server;
 pub mod tree;
 
+pub use conflicts::{ConflictCopy, Conflicts};
+pub use group::{Changed, Group, Member};
 pub use history::{
     Became, Past, PathDiff, PathDifference, PathKind, PathLog, PathRestored, PathVersion, Tally, When,
 };
 pub use message::{
-    Answer, Changed, Copied, Exchange, Failure, Freed, Garbage, Group, Groups, Health, Member, Network, Peer,
-    Pinned, Progress, Replication, Reply, Request, Stall, Status, Totals, Verified,
+    Answer, Copied, Exchange, Failure, Freed, Garbage, Groups, Health, Network, Peer, Pinned, Progress,
+    Replication, Reply, Request, Stall, Status, Totals, Verified,
 };
 pub use server::{Handler, Server, ServerError};
 pub use tree::{Standing, Tree, TreeOf};

@@ -318,6 +318,11 @@ impl Handler for Answers {
                 let (volume, trees) = (self.volume(what)?, self.trees(what)?);
                 past::restore(volume, trees, &path, at.as_ref()).map(Answer::Restored)
             }
+            Request::Conflicts { path } => {
+                let what = "cannot list the conflict copies";
+                let (volume, trees) = (self.volume(what)?, self.trees(what)?);
+                past::conflicts(volume, trees, &path).map(Answer::Conflicts)
+            }
             Request::Stop { lazy } => self.stop(lazy),
         }
     }

@@ -1,4 +1,4 @@
-//! What a user asks about the past of the volume's tree: versions, differences, and to have one back.
+//! What a user asks about the volume's tree and its past: versions, differences, to have one back, and what was kept twice.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::care;
 use super::trees::Trees;
 use crate::control::{
-    Became, Failure, Past, PathDiff, PathDifference, PathKind, PathLog, PathRestored, PathVersion, Tally,
-    When,
+    Became, ConflictCopy, Conflicts, Failure, Past, PathDiff, PathDifference, PathKind, PathLog,
+    PathRestored, PathVersion, Tally, When,
 };
-use crate::sync::{At, Change, Counts, Difference, Kept, Kind, SyncError, Version};
+use crate::sync::{At, Change, Conflict, Counts, Difference, Kept, Kind, SyncError, Version};
 use crate::volume::Volume;
 
 /// Versions or paths told in one answer.
@@ -95,6 +95,24 @@ pub(super) fn restore(
         from: past(restored.from),
         snapshot: restored.snapshot,
         changes: restored.changes,
+    })
+}
+
+/// The conflict copies at a path and below it.
+pub(super) fn conflicts(volume: &Arc<Volume>, trees: &Trees, path: &Path) -> Result<Conflicts, Failure> {
+    care::write_back(volume)?;
+    let committed = matches!(trees.now(COMMITTED_WITHIN), Some(Ok(_)));
+    let (found, all) = trees
+        .engine()
+        .conflicts(path, TOLD_MAX)
+        .map_err(|error| failure("cannot list the conflict copies".into(), error))?;
+    let conflicts = within(found.into_iter().map(conflict), |one| {
+        length(&one.path) + one.of.as_deref().map_or(0, length)
+    });
+    Ok(Conflicts {
+        left_out: all - conflicts.len() as u64,
+        conflicts,
+        committed,
     })
 }
 
@@ -209,6 +227,17 @@ fn version(version: Version) -> PathVersion {
         kind: version.kind.map(kind),
         size: version.size,
         counts: version.counts.map(tally),
+    }
+}
+
+fn conflict(one: Conflict) -> ConflictCopy {
+    ConflictCopy {
+        path: one.path,
+        of: one.of,
+        device: one.device,
+        time: one.time,
+        size: one.size,
+        of_size: one.of_size,
     }
 }
 

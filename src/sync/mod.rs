@@ -2,10 +2,13 @@
 //! committed, and says who is at which.
 //!
 //! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `journal` remembers; `engine` puts them
-//! together. `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
+//! together. `conflicts` finds what was kept twice, `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
 
 mod apply;
 mod commit;
+mod conflicts;
+#[cfg(test)]
+mod conflicts_tests;
 mod engine;
 mod history;
 #[cfg(test)]
@@ -23,6 +26,7 @@ mod restore_tests;
 mod storm_tests;
 mod thinning;
 
+pub use conflicts::Conflict;
 pub use engine::{Engine, Heads, Place, Round};
 pub use history::{At, Change, Counts, Difference, Kind, Version};
 pub use journal::{Journal, Kept};

@@ -177,14 +177,35 @@ fn what_both_changed_is_there_twice_and_everything_else_once() {
         .count();
     assert_eq!(conflicts, 4, "{:?}", names(&tree));
 
-    // A conflict is dealt with by removing what is not wanted.
-    for name in names(&tree).iter().filter(|name| name.contains(".conflict-")) {
-        fs::remove_file(a.at(name)).unwrap();
+    // Both list the same; of one the copy is taken, of the others what has the name stays.
+    let listed = |volume: &TestVolume| -> Vec<serde_json::Value> {
+        let said = volume.dfs(["conflicts", "--json"]).arg(volume.mountpoint()).ok();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        said["conflicts"].as_array().unwrap().clone()
+    };
+    let copies = listed(&a);
+    assert_eq!((copies.len(), &copies), (4, &listed(&b)));
+    let mut kept = Vec::new();
+    for copy in &copies {
+        let (path, of) = (copy["path"].as_str().unwrap(), copy["of"].as_str().unwrap());
+        assert!(devices.iter().any(|device| copy["device"] == **device), "{copy}");
+        assert!(
+            names(&tree).contains(&path) && names(&tree).contains(&of),
+            "{copy}"
+        );
+        let which = if of == "large" { "copy" } else { "current" };
+        let content = fs::read(a.at(if of == "large" { path } else { of })).unwrap();
+        a.dfs(["conflicts", "--keep", which]).arg(a.at(path)).ok();
+        kept.push((of, content));
     }
     let left = tree.len() - conflicts;
     wait_for("B has no conflict copies any more", PATIENCE, || {
         tree::try_snapshot(b.mountpoint()).is_ok_and(|tree| tree.len() == left)
     });
+    for (name, content) in kept {
+        super::trees::wait_for_content(&b.at(name), &content);
+    }
+    assert!(listed(&b).is_empty());
     fall_silent(&[&a, &b]);
 }
 

@@ -1,5 +1,6 @@
 //! One computer: what a mount gives back, and how it begins and ends.
 
+mod conflicts;
 mod crash;
 mod damage;
 #[cfg(target_arch = "x86_64")]
