@@ -8,6 +8,7 @@ mod conflicts;
 mod copy;
 mod diff;
 mod environment;
+mod events;
 pub mod fsck;
 mod generate;
 mod init;
@@ -73,6 +74,7 @@ enum Verb {
     Diff(diff::Args),
     Restore(restore::Args),
     Conflicts(conflicts::Args),
+    Events(events::Args),
     Show(show::Args),
     Umount(umount::Args),
     #[command(hide = true, subcommand)]
@@ -125,6 +127,7 @@ fn run(cli: Cli) -> Outcome {
         Verb::Diff(args) => diff::run(&env, args),
         Verb::Restore(args) => restore::run(&env, args),
         Verb::Conflicts(args) => conflicts::run(&env, args),
+        Verb::Events(args) => events::run(&env, args),
         Verb::Show(args) => show::run(&env, args),
         Verb::Umount(args) => umount::run(&env, args),
         Verb::Generate(args) => generate::run(&args),

@@ -168,6 +168,9 @@ fn standing(tree: &Tree) -> String {
             "; {same} other devices have the same, {behind} less, {ahead} something that is not here yet"
         );
     }
+    if let Some(conflicts @ 1..) = tree.conflicts {
+        line += &format!("; {conflicts} conflict copies: `dfs conflicts`");
+    }
     if let Some(waiting) = &tree.waiting {
         line += &format!("; waits: {waiting}");
     }

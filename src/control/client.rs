@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::events::Event;
 use super::line;
 use super::message::{Answer, Failure, Progress, Reply, Request, Status};
 
@@ -45,16 +46,47 @@ pub fn ask(
     timeout: Duration,
     mut report: impl FnMut(Progress),
 ) -> Result<Answer, ClientError> {
-    let broken = |e: std::io::Error| match e.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Late {
-            path: socket.to_owned(),
-            waited: timeout,
-        },
-        _ => ClientError::Broken {
-            path: socket.to_owned(),
-            reason: e.to_string(),
-        },
-    };
+    let broken = |e: std::io::Error| broken(socket, timeout, e);
+    let mut from = BufReader::new(send(socket, request, timeout)?);
+    loop {
+        match line::read::<Reply>(&mut from).map_err(broken)? {
+            Some(Reply::Progress(progress)) => report(progress),
+            Some(Reply::Event(_)) => {}
+            Some(Reply::Done { answer }) => return Ok(answer),
+            Some(Reply::Failed(failure)) => return Err(failure.into()),
+            None => return Err(broken(closed())),
+        }
+    }
+}
+
+/// Listens to what happens, and gives it to `each` until that wants no more. Returns when the daemon has ended.
+pub fn listen(socket: &Path, mut each: impl FnMut(Event) -> bool) -> Result<(), ClientError> {
+    let broken = |e: std::io::Error| broken(socket, STATUS_TIMEOUT, e);
+    let stream = send(socket, &Request::Events, STATUS_TIMEOUT)?;
+    // Nothing may happen for long.
+    stream.set_read_timeout(None).map_err(broken)?;
+    let mut from = BufReader::new(stream);
+    loop {
+        match line::read::<Reply>(&mut from).map_err(broken)? {
+            Some(Reply::Event(event)) => {
+                if !each(event) {
+                    return Ok(());
+                }
+            }
+            Some(Reply::Progress(_)) => {}
+            Some(Reply::Done {
+                answer: Answer::Ended,
+            }) => return Ok(()),
+            Some(Reply::Done { answer }) => return Err(unexpected(socket, &answer)),
+            Some(Reply::Failed(failure)) => return Err(failure.into()),
+            None => return Err(broken(closed())),
+        }
+    }
+}
+
+/// Sends a request.
+fn send(socket: &Path, request: &Request, timeout: Duration) -> Result<UnixStream, ClientError> {
+    let broken = |e: std::io::Error| broken(socket, timeout, e);
     let mut stream = UnixStream::connect(socket).map_err(|e| match e.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning(socket.to_owned()),
         _ => broken(e),
@@ -62,20 +94,22 @@ pub fn ask(
     stream.set_read_timeout(Some(timeout)).map_err(broken)?;
     stream.set_write_timeout(Some(timeout)).map_err(broken)?;
     line::write(&mut stream, request).map_err(broken)?;
-    let mut from = BufReader::new(stream);
-    loop {
-        match line::read::<Reply>(&mut from).map_err(broken)? {
-            Some(Reply::Progress(progress)) => report(progress),
-            Some(Reply::Done { answer }) => return Ok(answer),
-            Some(Reply::Failed(failure)) => return Err(failure.into()),
-            None => {
-                return Err(broken(std::io::Error::new(
-                    ErrorKind::UnexpectedEof,
-                    "it closed the connection",
-                )));
-            }
-        }
+    Ok(stream)
+}
+
+fn broken(socket: &Path, waited: Duration, e: std::io::Error) -> ClientError {
+    let path = socket.to_owned();
+    match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Late { path, waited },
+        _ => ClientError::Broken {
+            path,
+            reason: e.to_string(),
+        },
     }
+}
+
+fn closed() -> std::io::Error {
+    std::io::Error::new(ErrorKind::UnexpectedEof, "it closed the connection")
 }
 
 /// How the daemon on `socket` is.
@@ -217,7 +251,7 @@ mod tests {
     use super::*;
     use crate::base::work::Work;
     use crate::base::{DeviceId, VolumeId};
-    use crate::control::{Handler, Server, ServerError, Totals};
+    use crate::control::{Caller, Handler, Server, ServerError, Totals, What};
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
@@ -264,6 +298,16 @@ mod tests {
                 _ => Err(Failure::new("that", "it is fake", "ask another")),
             }
         }
+
+        fn listen(&self, caller: &Caller<'_>) -> Result<Answer, Failure> {
+            for what in [What::Recovered, What::End] {
+                let event = Event { time: 3, what };
+                caller
+                    .tell(event, || false)
+                    .map_err(|e| Failure::new("tell", e, ""))?;
+            }
+            Ok(Answer::Ended)
+        }
     }
 
     fn start(dir: &Path, name: &str, folder: &str) -> Server {
@@ -291,6 +335,24 @@ mod tests {
         );
         let refused = ask(server.path(), &Request::Stop { lazy: false }, timeout, |_| {});
         assert!(matches!(refused, Err(ClientError::Refused(Failure { why, .. })) if why == "it is fake"));
+    }
+
+    #[test]
+    fn events_are_heard_until_the_end_or_until_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = start(dir.path(), "a.sock", "/f");
+        for (most, expected) in [(9, vec![What::Recovered, What::End]), (1, vec![What::Recovered])] {
+            let mut heard = Vec::new();
+            listen(server.path(), |event| {
+                assert_eq!(event.time, 3);
+                heard.push(event.what);
+                heard.len() < most
+            })
+            .unwrap();
+            assert_eq!(heard, expected);
+        }
+        let nobody = listen(&dir.path().join("none.sock"), |_| true);
+        assert!(matches!(nobody, Err(ClientError::NotRunning(_))));
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub(super) fn read<T: DeserializeOwned>(from: &mut impl BufRead) -> std::io::Res
     serde_json::from_slice(&line).map(Some).map_err(Into::into)
 }
 
-/// Writes one line.
-pub(super) fn write<T: Serialize>(to: &mut impl Write, value: &T) -> std::io::Result<()> {
+/// A line.
+pub(super) fn encode<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     if line.len() > LINE_MAX {
@@ -35,7 +35,12 @@ pub(super) fn write<T: Serialize>(to: &mut impl Write, value: &T) -> std::io::Re
             "the line is too long",
         ));
     }
-    to.write_all(&line)?;
+    Ok(line)
+}
+
+/// Writes one line.
+pub(super) fn write<T: Serialize>(to: &mut impl Write, value: &T) -> std::io::Result<()> {
+    to.write_all(&encode(value)?)?;
     to.flush()
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::conflicts::Conflicts;
+use super::events::Event;
 use super::group::{Changed, Group};
 use super::history::{PathDiff, PathLog, PathRestored, When};
 use super::path_text;
@@ -135,6 +136,8 @@ pub enum Request {
         #[serde(with = "path_text")]
         path: PathBuf,
     },
+    /// What happens from now on, until the caller leaves or the daemon ends.
+    Events,
     /// Unmount, write everything back, end.
     Stop {
         /// Unmount even while files are open: whoever has them open keeps them until the daemon has drained.
@@ -142,12 +145,14 @@ pub enum Request {
     },
 }
 
-/// One line of an answer; all but the last are [`Reply::Progress`].
+/// One line of an answer; all but the last are [`Reply::Progress`] or [`Reply::Event`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// How far it is.
     Progress(Progress),
+    /// What happened: of [`Request::Events`].
+    Event(Event),
     /// It is done.
     Done {
         /// With this result.
@@ -208,6 +213,8 @@ pub enum Answer {
     Restored(PathRestored),
     /// To [`Request::Conflicts`].
     Conflicts(Conflicts),
+    /// To [`Request::Events`]: there are no more.
+    Ended,
     /// To [`Request::Stop`]: everything is on the disk, and the process is about to end.
     Stopped {
         /// The process.
@@ -233,6 +240,7 @@ impl fmt::Debug for Answer {
             Self::Diff(diff) => f.debug_tuple("Diff").field(diff).finish(),
             Self::Restored(restored) => f.debug_tuple("Restored").field(restored).finish(),
             Self::Conflicts(all) => f.debug_tuple("Conflicts").field(all).finish(),
+            Self::Ended => f.write_str("Ended"),
             Self::Stopped { pid } => f.debug_tuple("Stopped").field(pid).finish(),
         }
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::caller::Caller;
 use super::line;
 use super::message::{Answer, Failure, Progress, Reply, Request};
 
@@ -32,6 +33,9 @@ pub trait Handler: Send + Sync + 'static {
         request: Request,
         report: &mut dyn FnMut(Progress) -> std::io::Result<()>,
     ) -> Result<Answer, Failure>;
+
+    /// Tells what happens, until the caller is gone or there is nothing more to tell.
+    fn listen(&self, caller: &Caller<'_>) -> Result<Answer, Failure>;
 }
 
 /// Why there is no control socket.
@@ -208,7 +212,11 @@ fn serve(mut stream: UnixStream, too_many: bool, handler: &dyn Handler) -> std::
         }
     };
     let mut report = |progress| line::write(&mut &stream, &Reply::Progress(progress));
-    let reply = match handler.handle(request, &mut report) {
+    let answer = match request {
+        Request::Events => handler.listen(&Caller::new(&stream)?),
+        request => handler.handle(request, &mut report),
+    };
+    let reply = match answer {
         Ok(answer) => Reply::Done { answer },
         Err(failure) => Reply::Failed(failure),
     };

@@ -17,6 +17,9 @@ pub struct Tree {
     pub changed: bool,
     /// Why something that others did is not here yet.
     pub waiting: Option<String>,
+    /// Conflict copies in the tree; none: they were not counted yet.
+    #[serde(default)]
+    pub conflicts: Option<u64>,
     /// The other devices, as far as they told where they are.
     pub devices: Vec<TreeOf>,
 }

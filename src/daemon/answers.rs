@@ -12,6 +12,8 @@ use super::Located;
 use super::assembly::{Assembly, Identity};
 use super::care::{self, Care, Pinning};
 use super::copy;
+use super::events::Hub;
+use super::listening;
 use super::membership;
 use super::network::Networking;
 use super::past;
@@ -22,7 +24,7 @@ use super::trees::Trees;
 use super::watchdog;
 use crate::base::clock::{Clock, SystemClock, UnixSecs};
 use crate::base::{DeviceId, work};
-use crate::control::{Answer, Failure, Handler, Progress, Request, Standing, Status, Tree};
+use crate::control::{Answer, Caller, Failure, Handler, Now, Progress, Request, Standing, Status, Tree};
 use crate::node::{Members, PeerInfo};
 use crate::store::{BlockStore, SqliteStore, Tiered};
 use crate::volume::Volume;
@@ -45,6 +47,7 @@ pub(super) struct Answers {
     read_only: bool,
     damaged: Damaged,
     trees: Option<Arc<Trees>>,
+    hub: Arc<Hub>,
     events: Mutex<Sender<Event>>,
 }
 
@@ -61,6 +64,7 @@ impl Answers {
         mountpoint: Option<PathBuf>,
         damaged: &Damaged,
         trees: Option<Arc<Trees>>,
+        hub: &Arc<Hub>,
         events: Sender<Event>,
     ) -> Self {
         Self {
@@ -81,6 +85,7 @@ impl Answers {
             read_only: assembly.read_only(),
             damaged: Arc::clone(damaged),
             trees,
+            hub: Arc::clone(hub),
             events: Mutex::new(events),
         }
     }
@@ -113,6 +118,37 @@ impl Answers {
             tree: self.trees.as_ref().map(|trees| trees.look()),
             work: work::so_far(),
             stalls: watchdog::stalls(self.volume.as_deref(), self.timeout),
+            warnings: self.warnings(),
+        })
+    }
+
+    /// How it is, for those who listen to events. Whether copies are missing only `with_copies`: that asks for every block.
+    fn now(&self, with_copies: bool) -> Result<Now, Failure> {
+        let connected: Vec<DeviceId> = match &self.network {
+            Some(network) => {
+                let peers = network.peers()?.into_iter();
+                peers
+                    .filter(|peer| peer.connected)
+                    .map(|peer| peer.device)
+                    .collect()
+            }
+            None => Vec::new(),
+        };
+        let tree = self.trees.as_ref().map(|trees| trees.look());
+        let lacking_bytes = match &self.replication {
+            Some(replication) if with_copies => Some(care::health(replication)?.lacking_bytes),
+            _ => None,
+        };
+        Ok(Now {
+            volume: self.located.volume,
+            device: self.identity.device,
+            mountpoint: self.mountpoint.clone(),
+            tree: tree.as_ref().map(|tree| listening::accord(tree, &connected)),
+            snapshot: tree.as_ref().and_then(|tree| tree.snapshot),
+            conflicts: tree.as_ref().and_then(|tree| tree.conflicts),
+            waiting: tree.and_then(|tree| tree.waiting),
+            connected,
+            lacking_bytes,
             warnings: self.warnings(),
         })
     }
@@ -323,7 +359,15 @@ impl Handler for Answers {
                 let (volume, trees) = (self.volume(what)?, self.trees(what)?);
                 past::conflicts(volume, trees, &path).map(Answer::Conflicts)
             }
+            Request::Events => {
+                let what = "cannot listen to events";
+                Err(Failure::new(what, "this is no way to listen", ""))
+            }
             Request::Stop { lazy } => self.stop(lazy),
         }
+    }
+
+    fn listen(&self, caller: &Caller<'_>) -> Result<Answer, Failure> {
+        listening::listen(&self.hub, caller, |with_copies| self.now(with_copies))
     }
 }

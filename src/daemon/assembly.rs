@@ -8,6 +8,7 @@ use anyhow::Context;
 use parking_lot::Mutex;
 
 use super::Located;
+use super::events::Hub;
 use super::network::Networking;
 use super::replication::{Own, Replication, ShardFetch, Shards};
 use super::trees::{self, Trees};
@@ -207,8 +208,8 @@ impl Assembly {
     }
 
     /// Begins to commit the volume's tree, and to compare it with those of others. None on a host, where the owner wants nothing changed,
-    /// and where it is not known what was committed before.
-    pub(super) fn start_trees(&self, located: &Located, key: DeviceKey) -> Option<Trees> {
+    /// and where it is not known what was committed before. What happens is told to `hub`.
+    pub(super) fn start_trees(&self, located: &Located, key: DeviceKey, hub: &Arc<Hub>) -> Option<Trees> {
         let (volume, journal) = (self.volume.as_ref()?, self.journal.clone()?);
         let reads_only = self.identity.role == Role::Reader;
         if !self.syncs || (self.read_only && !reads_only) {
@@ -221,9 +222,16 @@ impl Assembly {
             may_write: !self.read_only,
         };
         let node = self.network.as_ref().map(|network| Arc::clone(network.node()));
-        Trees::start(volume, &located.state, journal, node, (own, self.keep.clone()))
-            .inspect_err(|error| tracing::error!(%error, "nothing is committed: no thread for it"))
-            .ok()
+        Trees::start(
+            volume,
+            &located.state,
+            journal,
+            node,
+            (own, self.keep.clone()),
+            hub,
+        )
+        .inspect_err(|error| tracing::error!(%error, "nothing is committed: no thread for it"))
+        .ok()
     }
 
     /// Writes everything back, makes it durable and closes the store; a second call does nothing. Goes on after a failure, and reports the first.

@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::answers::Answers;
 use super::assembly::{Assembly, Options};
+use super::events::Hub;
 use super::logging::{self, LogRequest};
 use super::metrics::Metrics;
 use super::plain_files::PlainFiles;
@@ -118,7 +119,8 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     if let (Some(volume), Some(mount)) = (assembly.volume(), &mount) {
         volume.set_forgetter(Some(forgetter(mount.handle.invalidator())));
     }
-    let trees = assembly.start_trees(&located, key).map(Arc::new);
+    let hub = Arc::<Hub>::default();
+    let trees = assembly.start_trees(&located, key, &hub).map(Arc::new);
     let socket = socket_path(&request.places.runtime_dir, located.state.path());
     let damaged = Damaged::default();
     let scrub = Scrub::start(assembly.store(), assembly.tiered(), &damaged)
@@ -129,6 +131,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         mountpoint.clone(),
         &damaged,
         trees.clone(),
+        &hub,
         events,
     ));
     let metrics = assembly
@@ -190,6 +193,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
         };
         let _ = reply.send(outcome.as_ref().map(|_| ()).map_err(failure));
     }
+    hub.close();
     drop(server);
     tracing::info!("ended");
     drop(lock);

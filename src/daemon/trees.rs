@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::events::{Follower, Hub};
 use super::network::SharedNode;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::{BlockId, DeviceId, GroupId, VolumeId};
-use crate::control::{Standing, Tree, TreeOf};
+use crate::control::{Standing, Tree, TreeOf, What};
 use crate::folder::keep::Keep;
 use crate::folder::state::StateDir;
 use crate::keys::{DeviceKey, Head};
@@ -45,6 +46,7 @@ pub(super) struct Trees {
     engine: Arc<Engine>,
     volume: Arc<Volume>,
     bell: Arc<Bell>,
+    follower: Arc<Follower>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -120,13 +122,14 @@ impl Heads for NodeHeads {
 }
 
 impl Trees {
-    /// Begins.
+    /// Begins. What happens is told to `hub`.
     pub(super) fn start(
         volume: &Arc<Volume>,
         state: &StateDir,
         journal: Journal,
         node: Option<Arc<SharedNode>>,
         (own, keep): (Own, Keep),
+        hub: &Arc<Hub>,
     ) -> std::io::Result<Self> {
         let bell = Arc::<Bell>::default();
         if let Some(node) = &node {
@@ -140,14 +143,17 @@ impl Trees {
         });
         let engine = Engine::new(volume, state, journal, heads, device, may_write).keeping(keep);
         let engine = Arc::new(engine);
+        let follower = Arc::new(Follower::new(hub));
         let thread = std::thread::Builder::new().name("dfs-trees".into()).spawn({
             let (engine, bell) = (Arc::clone(&engine), Arc::clone(&bell));
-            move || run(&engine, &bell)
+            let follower = Arc::clone(&follower);
+            move || run(&engine, &bell, &follower)
         })?;
         Ok(Self {
             engine,
             volume: Arc::clone(volume),
             bell,
+            follower,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -180,6 +186,7 @@ impl Trees {
             kept: journal.kept.len(),
             changed: self.engine.has_changes(),
             waiting,
+            conflicts: self.follower.conflicts(),
             devices: others
                 .map(|(device, place)| TreeOf {
                     device,
@@ -231,6 +238,7 @@ impl Trees {
         if let Err(error) = committed.and_then(|()| round()) {
             tracing::warn!(%error, "the newest changes are committed at the next start");
         }
+        self.follower.look(&self.engine);
     }
 
     /// Has everything committed and taken in now, and waits for that, at most so long. `None` when it takes longer.
@@ -255,7 +263,7 @@ impl Drop for Trees {
     }
 }
 
-fn run(engine: &Engine, bell: &Bell) {
+fn run(engine: &Engine, bell: &Bell, follower: &Follower) {
     let (mut failed, mut told): (Option<String>, Option<String>) = (None, None);
     let (mut pause, mut again) = (AGAIN, Instant::now());
     loop {
@@ -285,9 +293,12 @@ fn run(engine: &Engine, bell: &Bell) {
         {
             tracing::warn!(%error, "the trees of this device and of others cannot be made the same now; it is tried again");
             told = Some(error.clone());
+            follower.hub().tell(What::Failed { why: error.clone() });
         } else if wrong.is_none() && told.take().is_some() {
             tracing::info!("the trees of this device and of others can be compared again");
+            follower.hub().tell(What::Recovered);
         }
+        follower.look(engine);
         match &outcome {
             Ok(round) if round.failed.is_none() => {
                 pause = AGAIN;

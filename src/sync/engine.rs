@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::commit::{self, Looked};
 use super::journal::Journal;
+use super::news::{Arrival, Arrivals};
 use super::{Result, apply, merging, thinning};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::types::Timestamp;
@@ -94,6 +95,7 @@ pub struct Engine {
     last_commit: Mutex<Option<Instant>>,
     keep: Keep,
     last_thinned: Mutex<Option<Instant>>,
+    pub(super) arrivals: Arrivals,
 }
 
 impl std::fmt::Debug for Engine {
@@ -129,6 +131,7 @@ impl Engine {
             last_commit: Mutex::new(None),
             keep: Keep::All,
             last_thinned: Mutex::new(None),
+            arrivals: Arrivals::default(),
         }
     }
 
@@ -344,7 +347,15 @@ impl Engine {
         next.made = made.unwrap_or(next.made);
         next.save(&self.state)?;
         self.volume.retain_snapshots(next.moments());
+        let from = journal.head;
         *journal = next;
+        if from != Some(id) {
+            self.arrivals.push(Arrival {
+                from,
+                to: id,
+                made_here: made.is_some(),
+            });
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! committed, and says who is at which.
 //!
 //! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `journal` remembers; `engine` puts them
-//! together. `conflicts` finds what was kept twice, `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
+//! together. `conflicts` finds what was kept twice, `news` says what changed in few words, `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
 
 mod apply;
 mod commit;
@@ -18,6 +18,7 @@ mod lookup;
 mod merging;
 #[cfg(test)]
 mod moving_tests;
+mod news;
 mod plan;
 mod restore;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use conflicts::Conflict;
 pub use engine::{Engine, Heads, Place, Round};
 pub use history::{At, Change, Counts, Difference, Kind, Version};
 pub use journal::{Journal, Kept};
+pub use news::{Arrival, News};
 pub use restore::Restored;
 
 use std::path::PathBuf;

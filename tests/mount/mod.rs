@@ -3,6 +3,7 @@
 mod conflicts;
 mod crash;
 mod damage;
+mod events;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 mod fstab;
