@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::Located;
 use super::events::Hub;
 use super::network::Networking;
+use super::prefetch::Prefetching;
 use super::replication::{Own, Replication, ShardFetch, Shards};
 use super::trees::{self, Trees};
 use super::watchdog;
@@ -17,6 +18,7 @@ use crate::base::{DeviceId, GroupId, work};
 use crate::folder::Folder;
 use crate::folder::config::Config;
 use crate::folder::keep::Keep;
+use crate::folder::prefetch::Prefetch;
 use crate::folder::state::{Keyring, StateDir};
 use crate::keys::DeviceKey;
 use crate::keys::certificate::Role;
@@ -69,6 +71,7 @@ pub(super) struct Assembly {
     timeout: Duration,
     metrics: Option<SocketAddr>,
     keep: Keep,
+    prefetch: Prefetch,
     closed: Mutex<bool>,
 }
 
@@ -120,6 +123,7 @@ impl Assembly {
             timeout: config.network.timeout,
             metrics: config.metrics.listen,
             keep: config.history.keep.clone(),
+            prefetch: config.sync.prefetch.clone(),
             closed: Mutex::new(false),
         };
         let read_only = read_only(assembly.identity.role, options);
@@ -232,6 +236,20 @@ impl Assembly {
         )
         .inspect_err(|error| tracing::error!(%error, "nothing is committed: no thread for it"))
         .ok()
+    }
+
+    /// Begins to bring content here before it is read. None without a network, and where the tree is not followed.
+    pub(super) fn start_prefetch(
+        &self,
+        located: &Located,
+        trees: Option<&Arc<Trees>>,
+    ) -> Option<Prefetching> {
+        let (volume, trees, network) = (self.volume.as_ref()?, trees?, self.network.as_ref()?);
+        Prefetching::start(volume, trees, network, &located.state, &self.prefetch)
+            .inspect_err(
+                |error| tracing::error!(%error, "no content is brought here ahead: no thread for it"),
+            )
+            .ok()
     }
 
     /// Writes everything back, makes it durable and closes the store; a second call does nothing. Goes on after a failure, and reports the first.

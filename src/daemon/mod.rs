@@ -21,6 +21,7 @@ mod offline;
 mod open;
 mod past;
 mod plain_files;
+mod prefetch;
 mod process;
 mod replication;
 mod run;

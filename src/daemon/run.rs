@@ -121,6 +121,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     }
     let hub = Arc::<Hub>::default();
     let trees = assembly.start_trees(&located, key, &hub).map(Arc::new);
+    let prefetching = assembly.start_prefetch(&located, trees.as_ref());
     let socket = socket_path(&request.places.runtime_dir, located.state.path());
     let damaged = Damaged::default();
     let scrub = Scrub::start(assembly.store(), assembly.tiered(), &damaged)
@@ -173,6 +174,7 @@ pub fn run(request: RunRequest) -> anyhow::Result<()> {
     drop(plain_files);
     drop(metrics);
     drop(scrub);
+    drop(prefetching);
     if let Some(trees) = &trees {
         trees.stop();
     }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::keep::Keep;
+use super::prefetch::Prefetch;
 use crate::base::limits::{FETCH_TIMEOUT_SECS, REPLICAS_MAX};
 
 /// Longest `dfs.toml`, in bytes.
@@ -64,6 +65,9 @@ pub const TEMPLATE: &str = r#"# Settings of this device for one volume. A key th
 [sync]
 # Commit what changes in the folder, and keep it the same on all devices of the volume.
 # enabled = true
+# Content of what other devices change that is brought here before anybody reads it: "none", "all", or patterns as in .gitignore, such as
+# ["Photos/2026", "*.pdf", "!old"]. Nothing else is evicted for it.
+# prefetch = "none"
 
 [replication]
 # Copies of each block on other computers.
@@ -149,11 +153,17 @@ pub struct HistoryConfig {
 pub struct SyncConfig {
     /// Whether the tree is committed and exchanged with other devices.
     pub enabled: bool,
+    /// Which content is brought here before it is read.
+    #[serde(deserialize_with = "prefetch")]
+    pub prefetch: Prefetch,
 }
 
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self { enabled: true }
+        Self {
+            enabled: true,
+            prefetch: Prefetch::default(),
+        }
     }
 }
 
@@ -465,6 +475,12 @@ fn keep<'de, D: Deserializer<'de>>(d: D) -> Result<Keep, D::Error> {
     let what = "expected \"all\", \"none\", or steps and how far back they reach, such as \"1h:24h 1d:30d 1w:1y\" (min, h, d, w, y)";
     let text = String::deserialize(d).map_err(|_| D::Error::custom(what))?;
     super::keep::parse(&text).ok_or_else(|| D::Error::custom(what))
+}
+
+fn prefetch<'de, D: Deserializer<'de>>(d: D) -> Result<Prefetch, D::Error> {
+    let what = "expected \"none\", \"all\", a pattern such as \"*.pdf\", or a list of patterns";
+    let setting = super::prefetch::Setting::deserialize(d).map_err(|_| D::Error::custom(what))?;
+    super::prefetch::parse(setting).map_err(D::Error::custom)
 }
 
 fn whole<'de, D: Deserializer<'de>>(d: D, min: i64, max: i64) -> Result<i64, D::Error> {

@@ -28,6 +28,25 @@ fn the_template_is_valid_with_and_without_its_comment_signs() {
 }
 
 #[test]
+fn what_is_brought_ahead() {
+    let set = |text: &str| parse(&format!("[sync]\nprefetch = {text}\n")).map(|config| config.sync.prefetch);
+    assert!(set("\"none\"").unwrap().is_none());
+    assert_eq!(set("\"all\"").unwrap().patterns(), ["*"]);
+    assert_eq!(
+        set("[\"Photos/2026\", \"!*.tmp\"]").unwrap().patterns(),
+        ["Photos/2026", "!*.tmp"]
+    );
+    for (wrong, part) in [
+        ("true", "a list of patterns"),
+        ("\"\"", "Photos/2026"),
+        ("\"[a\"", "line 2"),
+    ] {
+        let error = set(wrong).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("prefetch: "), "{error}");
+    }
+}
+
+#[test]
 fn limits_are_bytes_per_second() {
     let limits = |text: &str| parse(&format!("[network]\n{text}\n")).map(|config| config.network);
     let set = limits("upload = \"2MB\"\ndownload = 16384").unwrap();

@@ -5,6 +5,7 @@ pub mod host;
 pub mod keep;
 pub mod listener;
 pub mod marker;
+pub mod prefetch;
 pub mod slots;
 pub mod state;
 pub mod writers;

@@ -135,6 +135,11 @@ impl Engine {
         }
     }
 
+    /// The device that it is on.
+    pub(super) fn device(&self) -> DeviceId {
+        self.device
+    }
+
     /// Which snapshots it keeps, instead of all.
     #[must_use]
     pub fn keeping(self, keep: Keep) -> Self {

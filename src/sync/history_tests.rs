@@ -51,7 +51,7 @@ impl Heads for Other {
 
 pub(super) struct One {
     _temp: tempfile::TempDir,
-    store: Arc<MemoryStore>,
+    pub(super) store: Arc<MemoryStore>,
     other: Arc<Other>,
     volume: Arc<Volume>,
     pub(super) engine: Engine,

@@ -2,8 +2,11 @@
 //! committed, and says who is at which.
 //!
 //! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `journal` remembers; `engine` puts them
-//! together. `conflicts` finds what was kept twice, `news` says what changed in few words, `history` looks at what was, `restore` brings it back, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
+//! together. `conflicts` finds what was kept twice, `news` says what changed in few words, `history` looks at what was, `restore` brings it back, `ahead` brings content before it is read, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
 
+mod ahead;
+#[cfg(test)]
+mod ahead_tests;
 mod apply;
 mod commit;
 mod conflicts;
@@ -27,6 +30,7 @@ mod restore_tests;
 mod storm_tests;
 mod thinning;
 
+pub use ahead::{Bring, Brought};
 pub use conflicts::Conflict;
 pub use engine::{Engine, Heads, Place, Round};
 pub use history::{At, Change, Counts, Difference, Kind, Version};

@@ -5,6 +5,7 @@
 //! `pieces`, `blocks` and the slots of the `.f`; `background` keeps memory and the time until things are durable within bounds. `past` shows
 //! what was.
 
+mod ahead;
 mod apply;
 mod attributes;
 mod background;
@@ -47,6 +48,7 @@ mod waiting_tests;
 mod wishes;
 mod write_back;
 
+pub use ahead::Ahead;
 pub use apply::{Applied, Forget, Forgetter, Prepared};
 pub use attributes::CAPABILITY;
 pub use beside::Beside;

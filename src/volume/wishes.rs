@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::collect::{Marked, host_path};
 use super::error::{Result, VolumeError};
@@ -19,7 +19,7 @@ use super::{ROOT_INO, Volume};
 use crate::base::activity::{self, Refused, Waits};
 use crate::base::limits::REPLICAS_MAX;
 use crate::base::{BlockId, names};
-use crate::folder::host::{proc_path, stat_at};
+use crate::folder::host::{open_below, proc_path, stat_at};
 use crate::store::{Put, PutKind, Want};
 
 /// Replicas of a file, or of everything below a directory: a decimal number.
@@ -137,6 +137,26 @@ impl Volume {
             needs = self.needs_below(needs, self.folder.dir(&at).map_err(open)?.as_fd());
         }
         Ok(needs)
+    }
+
+    /// Whether somebody wished something for a file once.
+    pub fn has_wishes(&self) -> bool {
+        self.blocks.retention().is_some_and(super::Retention::has_wishes)
+    }
+
+    /// Whether what is at a path of the volume is to stay on this device.
+    pub fn is_pinned(&self, path: &Path) -> bool {
+        let parent = host_path(path.parent().unwrap_or(Path::new("")));
+        let Ok(above) = self.needs_of_dir(&parent) else {
+            return false;
+        };
+        let file = path.file_name().and_then(|name| {
+            let dir = self.folder.dir(&parent).ok()?;
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            open_below(dir.as_fd(), &names::file_to_host(name), flags, Mode::empty()).ok()
+        });
+        file.map_or(above, |file| self.needs_below(above, file.as_fd()))
+            .pinned
     }
 
     /// What an open file needs, by the newest of its names.

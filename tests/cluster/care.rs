@@ -24,7 +24,7 @@ fn set_xattr(path: &Path, name: &str, value: &str) -> rustix::io::Result<()> {
     rustix::fs::setxattr(path, name, value.as_bytes(), rustix::fs::XattrFlags::empty())
 }
 
-fn state(volume: &TestVolume, file: &str) -> String {
+pub(super) fn state(volume: &TestVolume, file: &str) -> String {
     xattr(&volume.at(file), "user.dfs.state")
 }
 

@@ -10,6 +10,7 @@ mod joining;
 mod kills;
 mod members;
 mod pair;
+mod prefetch;
 mod reaching;
 mod replicas;
 mod repositories;
