@@ -208,6 +208,7 @@ fn forgetter(invalidator: Invalidator) -> Forgetter {
         // What finds no place in the queue ends with the time limit of what is cached.
         let _ = match forget {
             Forget::Entry(parent, name) => invalidator.invalidate_entry(parent, &name),
+            Forget::Last(parent, ino, name) => invalidator.remove_entry(parent, ino, &name),
             Forget::Inode(ino) => invalidator.invalidate_inode(ino),
         };
     })

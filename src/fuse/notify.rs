@@ -18,6 +18,7 @@ const BESIDE_MAX: usize = 64;
 
 enum Change {
     Entry { parent: u64, name: OsString },
+    Removed { parent: u64, ino: u64, name: OsString },
     Inode { ino: u64 },
 }
 
@@ -45,6 +46,15 @@ impl Invalidator {
         })
     }
 
+    /// The name is gone, and so is the inode, of which it was the last. Whoever watches that (inotify) is told.
+    pub fn remove_entry(&self, parent: u64, ino: u64, name: &OsStr) -> bool {
+        self.push(Change::Removed {
+            parent,
+            ino,
+            name: name.to_owned(),
+        })
+    }
+
     /// Attributes and content of the inode may have changed. False when too many notifications wait already.
     pub fn invalidate_inode(&self, ino: u64) -> bool {
         self.push(Change::Inode { ino })
@@ -64,6 +74,7 @@ fn send(notifier: &Notifier, changes: &Receiver<Change>) {
     for change in changes {
         let sent = match &change {
             Change::Entry { parent, name } => notifier.inval_entry(INodeNo(*parent), name),
+            Change::Removed { parent, ino, name } => notifier.delete(INodeNo(*parent), INodeNo(*ino), name),
             // From 0, length 0: everything.
             Change::Inode { ino } => notifier.inval_inode(INodeNo(*ino), 0, 0),
         };

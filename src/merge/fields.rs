@@ -91,17 +91,7 @@ impl Copy {
     /// that id is taken by what was made of an earlier copy.
     pub(super) fn file(&self, number: u32) -> (FileId, Node) {
         let loser = &self.loser;
-        let mut hasher = blake3::Hasher::new_derive_key(COPY_CONTEXT);
-        hasher.update(&self.of.0).update(&number.to_le_bytes());
-        match &loser.content {
-            Content::File(Version { hash, .. }) => hasher.update(b"file").update(hash),
-            Content::Symlink(target) => hasher.update(b"link").update(target),
-            Content::Special(kind, number) => hasher
-                .update(format!("{kind:?}").as_bytes())
-                .update(&number.to_le_bytes()),
-            Content::Directory => hasher.update(b"directory"),
-        };
-        let copy = FileId::derived(hasher.finalize().as_bytes());
+        let copy = copy_id(&self.of, &loser.content, number);
         let name = conflict_name(&self.beside.name, &loser.content, &copy.0, 8);
         let place = Place {
             parent: self.beside.parent,
@@ -113,6 +103,21 @@ impl Copy {
         };
         (copy, node)
     }
+}
+
+/// The id of the copy of a version of a file that lost, under this number.
+pub fn copy_id(of: &FileId, content: &Content, number: u32) -> FileId {
+    let mut hasher = blake3::Hasher::new_derive_key(COPY_CONTEXT);
+    hasher.update(&of.0).update(&number.to_le_bytes());
+    match content {
+        Content::File(Version { hash, .. }) => hasher.update(b"file").update(hash),
+        Content::Symlink(target) => hasher.update(b"link").update(target),
+        Content::Special(kind, number) => hasher
+            .update(format!("{kind:?}").as_bytes())
+            .update(&number.to_le_bytes()),
+        Content::Directory => hasher.update(b"directory"),
+    };
+    FileId::derived(hasher.finalize().as_bytes())
 }
 
 /// One field: whoever changed it; where both did, the greater.

@@ -20,6 +20,7 @@ mod tests;
 mod view_tests;
 
 pub use ancestors::{History, lowest_common};
+pub use fields::copy_id;
 pub use names::{ConflictName, conflict_name, parse_conflict_name};
 pub use tree::{Content, Edits, MemoryTree, Meta, Node, Place, ROOT, Tree, Version};
 pub use view::{View, ViewError};

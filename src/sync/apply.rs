@@ -6,25 +6,21 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
-use crate::base::tree::{Place, ROOT};
-use crate::base::{BlockId, FileId};
-use crate::object::map::{self, Root};
-use crate::object::record::{Body, Record, own_key};
-use crate::volume::{Applied, DirAt, Prepared, TreeNodes, Volume, VolumeError, What, of_map};
+use crate::base::tree::Place;
+use crate::base::{BlockId, DeviceId, FileId};
+use crate::object::map::Root;
+use crate::object::record::Body;
+use crate::volume::{Applied, DirAt, Prepared, TreeNodes, Volume, What};
 
 use super::Result;
-use super::commit::damaged;
 use super::plan::{Change, Changes, DEPTH_MAX, Node, Reading, Step, changes, plan};
+use super::whereabouts::copies;
 
 /// Files prepared before one sync makes them all durable.
 const BATCH: usize = 512;
-
-/// Directories held open at once.
-const OPEN_DIRS: usize = 64;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,16 +33,20 @@ pub(super) struct Outcome {
     pub(super) left: usize,
 }
 
-struct Apply<'a> {
-    volume: &'a Volume,
-    nodes: TreeNodes<'a>,
-    from: Root,
-    changes: Changes,
+pub(super) struct Apply<'a> {
+    pub(super) volume: &'a Volume,
+    /// This device, if files that are open for writing give way; they are left otherwise.
+    pub(super) author: Option<DeviceId>,
+    pub(super) nodes: TreeNodes<'a>,
+    pub(super) from: Root,
+    pub(super) changes: Changes,
+    /// The copies that a merge made of what is here, by what they are of.
+    pub(super) copies: BTreeMap<FileId, FileId>,
     /// Where directories are by now that are not where they were before.
-    moved: HashMap<FileId, Place>,
+    pub(super) moved: HashMap<FileId, Place>,
     /// Who has a name by now, as far as it changes.
     here: BTreeMap<Place, FileId>,
-    dirs: HashMap<FileId, DirAt>,
+    pub(super) dirs: HashMap<FileId, DirAt>,
     /// What directories became.
     adopted: HashMap<FileId, FileId>,
     /// Files whose new version is not in its place yet.
@@ -55,8 +55,9 @@ struct Apply<'a> {
     outcome: Outcome,
 }
 
-/// Brings the folder from one tree to another.
-pub(super) fn apply(volume: &Volume, from: Root, to: Root) -> Result<Outcome> {
+/// Brings the folder from one tree to another. Files that are open for writing give way to what `author`, this device, takes in; without it they are
+/// left.
+pub(super) fn apply(volume: &Volume, from: Root, to: Root, author: Option<DeviceId>) -> Result<Outcome> {
     let nodes = volume.tree_nodes();
     let reading = Reading {
         nodes,
@@ -69,8 +70,10 @@ pub(super) fn apply(volume: &Volume, from: Root, to: Root) -> Result<Outcome> {
     }
     let mut apply = Apply {
         volume,
+        author,
         nodes,
         from,
+        copies: copies(&changes),
         changes,
         moved: HashMap::new(),
         here,
@@ -124,6 +127,13 @@ impl Apply<'_> {
         for step in steps {
             if let Step::Put(id, place) = &step {
                 let is_new = self.before(id).places.is_empty();
+                if self
+                    .copy_to_come(id)
+                    .is_some_and(|copy| !in_batch.contains(&copy))
+                {
+                    waiting.push(step);
+                    continue;
+                }
                 let replace = match self.occupant(place) {
                     None if is_new => false,
                     Some(other) if other == *id => true,
@@ -190,10 +200,15 @@ impl Apply<'_> {
         }
         self.volume.sync_folder()?;
         for (id, place, replace, prepared) in batch.drain(..) {
-            let installed = self
-                .volume
-                .install(prepared, OsStr::from_bytes(&place.name), replace)?;
-            match installed {
+            if self.copy_to_come(&id).is_some() {
+                self.outcome.left += 1;
+                continue;
+            }
+            let give_way = match replace {
+                true => self.give_way(&id, &place)?,
+                false => None,
+            };
+            match self.volume.install(prepared, name(&place), replace, give_way)? {
                 Applied::Done => {
                     self.arrived(id, place.clone());
                     self.unput.remove(&id);
@@ -220,7 +235,8 @@ impl Apply<'_> {
                 self.outcome.left += 1;
                 continue;
             };
-            let mut applied = self.volume.remove_name(&b, name(&place), false)?;
+            let give_way = self.give_way(&id, &place)?;
+            let mut applied = self.volume.remove_name(&b, name(&place), false, give_way)?;
             if applied == Applied::Done {
                 self.touched.insert(place.clone());
                 applied = self.volume.add_name((&a, name(first)), (&b, name(&place)))?;
@@ -310,7 +326,11 @@ impl Apply<'_> {
                     return Ok(Some(Applied::Busy));
                 };
                 let is_dir = self.before(id).body.is_none();
-                let applied = self.volume.remove_name(&dir, name(place), is_dir)?;
+                let give_way = match is_dir {
+                    true => None,
+                    false => self.give_way(id, place)?,
+                };
+                let applied = self.volume.remove_name(&dir, name(place), is_dir, give_way)?;
                 if applied == Applied::Busy && is_dir {
                     return Ok(None);
                 }
@@ -498,12 +518,18 @@ impl Apply<'_> {
         Ok(())
     }
 
+    /// The copy of what a file was, if it has not come to its place.
+    fn copy_to_come(&self, id: &FileId) -> Option<FileId> {
+        let copy = self.copies.get(id).copied();
+        copy.filter(|copy| self.unput.contains(copy))
+    }
+
     fn arrived(&mut self, id: FileId, place: Place) {
         self.here.insert(place.clone(), id);
         self.touched.insert(place);
     }
 
-    fn occupant(&self, place: &Place) -> Option<FileId> {
+    pub(super) fn occupant(&self, place: &Place) -> Option<FileId> {
         self.here.get(place).copied()
     }
 
@@ -531,67 +557,8 @@ impl Apply<'_> {
         static NONE: std::sync::LazyLock<Node> = std::sync::LazyLock::new(Node::default);
         self.changes.get(id).map_or(&NONE, |change| &change.after)
     }
-
-    /// Where a directory is by now.
-    fn place_of(&self, id: &FileId) -> Result<Option<Place>> {
-        if let Some(place) = self.moved.get(id) {
-            return Ok(Some(place.clone()));
-        }
-        if let Some(change) = self.changes.get(id) {
-            return Ok(change.before.places.first().cloned());
-        }
-        let found = map::get(&self.nodes, &self.from, &own_key(id)).map_err(of_map)?;
-        match found.as_deref().map(Record::decode).transpose() {
-            Ok(Some(Record::Own { parent, name, .. })) => Ok(Some(Place { parent, name })),
-            Ok(_) => Ok(None),
-            Err(error) => Err(damaged(&error).into()),
-        }
-    }
-
-    /// The path of a directory in the volume.
-    fn path(&self, id: &FileId) -> Result<Option<PathBuf>> {
-        let (mut parts, mut at) = (Vec::new(), *id);
-        while at != ROOT {
-            let Some(place) = self.place_of(&at)? else {
-                return Ok(None);
-            };
-            parts.push(OsString::from(OsStr::from_bytes(&place.name)));
-            at = place.parent;
-            if parts.len() > DEPTH_MAX {
-                return Ok(None);
-            }
-        }
-        Ok(Some(parts.iter().rev().collect()))
-    }
-
-    /// A directory, if it is where it should be.
-    fn dir(&mut self, id: &FileId) -> Result<Option<DirAt>> {
-        if let Some(dir) = self.dirs.get(id) {
-            return Ok(Some(dir.clone()));
-        }
-        let Some(path) = self.path(id)? else {
-            return Ok(None);
-        };
-        let found = match self.volume.dir_by_path(&path) {
-            Ok(found) => found,
-            Err(VolumeError::NotFound | VolumeError::NotDirectory) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        if found.id != Some(*id) {
-            return Ok(None);
-        }
-        self.keep_open(*id, found.clone());
-        Ok(Some(found))
-    }
-
-    fn keep_open(&mut self, id: FileId, dir: DirAt) {
-        if self.dirs.len() >= OPEN_DIRS {
-            self.dirs.clear();
-        }
-        self.dirs.insert(id, dir);
-    }
 }
 
-fn name(place: &Place) -> &OsStr {
+pub(super) fn name(place: &Place) -> &OsStr {
     OsStr::from_bytes(&place.name)
 }

@@ -395,7 +395,7 @@ impl Engine {
             }
         };
         let to = self.snapshot(&target)?.root;
-        let outcome = apply::apply(&self.volume, from, to)?;
+        let outcome = apply::apply(&self.volume, from, to, Some(self.device))?;
         tracing::debug!(done = outcome.done, left = outcome.left, snapshot = %target.short(), "applied");
         if outcome.left > 0 {
             return Ok(false);

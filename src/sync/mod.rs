@@ -29,6 +29,7 @@ mod restore_tests;
 #[cfg(test)]
 mod storm_tests;
 mod thinning;
+mod whereabouts;
 
 pub use ahead::{Bring, Brought};
 pub use conflicts::Conflict;

@@ -179,8 +179,13 @@ pub(super) fn plan(changes: &Changes) -> Vec<Step> {
         put.extend(new.map(|place| Step::Link(*id, first.clone(), place)));
         removed.extend(gone.map(|place| Step::Remove(*id, place)));
     }
-    // What is done in one directory is done together; directories are made from the top, and removed from the bottom.
-    put.sort_by(|a, b| a.place().cmp(b.place()));
+    // New files come first, conflict copies among them: a crash must not come between another's version and what keeps this one's. What is done in one
+    // directory is done together; directories are made from the top, and removed from the bottom.
+    let is_new = |step: &Step| {
+        let change = changes.get(step.id());
+        matches!(step, Step::Put(..)) && change.is_some_and(|change| change.before.places.is_empty())
+    };
+    put.sort_by(|a, b| (!is_new(a), a.place()).cmp(&(!is_new(b), b.place())));
     make.sort_by_cached_key(|step| depth(changes, step.id(), |change| &change.after));
     removed.sort_by_cached_key(|step| std::cmp::Reverse(depth(changes, step.id(), |change| &change.before)));
     let all = [make, moves, put, removed, dress];

@@ -77,7 +77,7 @@ impl Engine {
                     changes: done,
                 });
             }
-            let outcome = apply::apply(&self.volume, now, target)?;
+            let outcome = apply::apply(&self.volume, now, target, None)?;
             (done, left) = (done + outcome.done, outcome.left);
             if left > 0 {
                 continue;

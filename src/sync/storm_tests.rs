@@ -1,6 +1,8 @@
 //! Several devices over real folders in one process, with a network that is cut now and then: random changes, restarts, and one tree in the end, in
 //! which everything is that nobody took away who had seen it.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -182,33 +184,28 @@ impl Device {
 
     /// `None`: only others have it, and nobody is there.
     fn read(&self, ino: u64) -> Option<Vec<u8>> {
-        let volume = self.volume();
-        let opened = volume
-            .open(
-                ino,
-                OpenMode {
-                    read: true,
-                    ..OpenMode::default()
-                },
-                Wait::Bounded,
-            )
-            .unwrap();
+        let reading = OpenMode {
+            read: true,
+            ..OpenMode::default()
+        };
+        let opened = self.volume().open(ino, reading, Wait::Bounded).unwrap();
+        let all = self.read_handle(opened.fh);
+        self.volume().release(opened.fh);
+        all
+    }
+
+    fn read_handle(&self, fh: u64) -> Option<Vec<u8>> {
         let (mut all, mut part) = (Vec::new(), Vec::new());
         loop {
-            if volume
-                .read(opened.fh, all.len() as u64, 1 << 20, &mut part, Wait::Bounded)
-                .is_err()
-            {
-                volume.release(opened.fh);
-                return None;
-            }
+            let read = self
+                .volume()
+                .read(fh, all.len() as u64, 1 << 20, &mut part, Wait::Bounded);
+            read.ok()?;
             if part.is_empty() {
-                break;
+                return Some(all);
             }
             all.extend_from_slice(&part);
         }
-        volume.release(opened.fh);
-        Some(all)
     }
 
     fn write(&self, ino: u64, data: &[u8]) {
@@ -339,6 +336,9 @@ pub(super) struct Storm {
     written: u64,
     /// Contents that were written, and those that somebody took away who had them before him.
     kept: BTreeSet<Vec<u8>>,
+    held: Vec<held::Held>,
+    /// Whether files are held open. The past is not thinned then.
+    holds: bool,
 }
 
 impl Storm {
@@ -359,6 +359,8 @@ impl Storm {
             net,
             written: 0,
             kept: BTreeSet::new(),
+            held: Vec::new(),
+            holds: false,
         }
     }
 
@@ -504,9 +506,11 @@ impl Storm {
                 3 if self.dice.roll(6) == 0 => {
                     let device = self.dice.roll(self.devices.len());
                     // Dies without a word.
+                    self.forget_held(device);
                     self.devices[device].life = None;
                     self.devices[device].start();
                 }
+                4 | 5 if self.holds => self.hold(),
                 4 if self.dice.roll(4) == 0 => {
                     // What is not needed any more goes, the past as well.
                     let device = &self.devices[self.dice.roll(self.devices.len())];
@@ -519,8 +523,9 @@ impl Storm {
         }
     }
 
-    /// The sky clears: all come to one tree and fall silent.
+    /// The sky clears: all come to one tree and fall silent, whatever is open.
     fn settle(&mut self) {
+        self.flush_held();
         self.net
             .cut
             .iter()

@@ -1,8 +1,8 @@
 //! Changes that come from another device, made to the folder one by one, each whole or not at all.
 //!
-//! Invariant: nothing that was changed here since the last commit is touched, and no file that somebody has open for writing: such a change is
-//! left ([`Applied::Busy`]), and what is here is noted, so that the next commit has it and the next merge knows both. Who holds a file open
-//! goes on with the version that he opened. Called by `sync`.
+//! Invariant: nothing that was changed here since the last commit is touched: such a change is left ([`Applied::Busy`]), and what is here is noted,
+//! so that the next commit has it and the next merge knows both. Who holds a file open goes on with the version that he opened; one that is open for
+//! writing is put [aside](super::aside). Called by `sync`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -17,6 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::aside::{GiveWay, Way};
+use super::changes::Note;
 use super::error::{Result, VolumeError};
 use super::look::{DirAt, ID, What};
 use super::nameless::hold;
@@ -28,7 +30,7 @@ use crate::base::FileId;
 use crate::base::names::{self, TEMP_PREFIX};
 use crate::base::tree::Meta;
 use crate::base::types::FileKind;
-use crate::folder::host::{kind_of, open_below, proc_path, type_of};
+use crate::folder::host::{attr_of, kind_of, open_below, proc_path, type_of};
 use crate::folder::slots::{self, Slot};
 use crate::object::{Content, Manifest, slot};
 
@@ -46,6 +48,8 @@ pub enum Applied {
 pub enum Forget {
     /// A name in a directory.
     Entry(u64, OsString),
+    /// A name in a directory, with the inode that it was the last name of.
+    Last(u64, u64, OsString),
     /// Attributes and content of an inode.
     Inode(u64),
 }
@@ -77,9 +81,21 @@ impl Volume {
         *self.forgetter.write() = forgetter;
     }
 
-    fn forget_entry(&self, dir: &DirAt, name: &OsStr) {
+    pub(super) fn forget_entry(&self, dir: u64, name: &OsStr) {
         if let Some(tell) = &*self.forgetter.read() {
-            tell(Forget::Entry(dir.ino, name.to_owned()));
+            tell(Forget::Entry(dir, name.to_owned()));
+        }
+    }
+
+    /// A name went that was of `ino`, which goes with it unless it has other names.
+    fn forget_name(&self, dir: u64, name: &OsStr, ino: u64) {
+        match self.nodes.names(ino).is_empty() {
+            true => {
+                if let Some(tell) = &*self.forgetter.read() {
+                    tell(Forget::Last(dir, ino, name.to_owned()));
+                }
+            }
+            false => self.forget_entry(dir, name),
         }
     }
 
@@ -154,34 +170,52 @@ impl Volume {
         Ok(())
     }
 
-    /// Puts what was prepared at a name: over what is there, if that is to be replaced.
-    pub fn install(&self, mut prepared: Prepared, name: &OsStr, replace: bool) -> Result<Applied> {
+    /// Puts what was prepared at a name: over what is there, if that is to be replaced. A file that is open for writing is left unless it can give way.
+    pub fn install(
+        &self,
+        mut prepared: Prepared,
+        name: &OsStr,
+        replace: bool,
+        give_way: Option<GiveWay>,
+    ) -> Result<Applied> {
         let dir = prepared.dir.clone();
-        let _alone = self.renames.write();
+        let alone = self.renames.write();
         let there = self.find_there(&dir, name)?;
-        if self.is_noted(dir.ino, name) || there.is_some() != replace {
+        let noted = self.noted(dir.ino, name);
+        if noted == Some(Note::Any) || there.is_some() != replace {
             return Ok(self.busy(&dir, name));
         }
         let host = names::file_to_host(name);
         let Some((_, stat)) = there else {
+            if noted.is_some() {
+                return Ok(self.busy(&dir, name));
+            }
             let flags = RenameFlags::NOREPLACE;
             rustix::fs::renameat_with(&dir.fd, &prepared.temp, &dir.fd, &host, flags)
                 .map_err(|error| VolumeError::host("put a file in place", error))?;
             prepared.kept = true;
             self.moved.store(true, Ordering::SeqCst);
-            self.forget_entry(&dir, name);
+            self.forget_entry(dir.ino, name);
             return Ok(Applied::Done);
         };
-        if kind_of(FileType::from_raw_mode(stat.st_mode)) == FileKind::Directory || self.is_written(&stat) {
+        if kind_of(FileType::from_raw_mode(stat.st_mode)) == FileKind::Directory {
+            return Ok(self.busy(&dir, name));
+        }
+        let way = self.make_way((&dir, name), &stat, give_way)?;
+        if matches!(way, Way::Busy) {
             return Ok(self.busy(&dir, name));
         }
         let held = hold(&dir.fd, &host, &stat);
-        rustix::fs::renameat(&dir.fd, &prepared.temp, &dir.fd, &host)
-            .map_err(|error| VolumeError::host("put a file in place", error))?;
+        if let Err(error) = rustix::fs::renameat(&dir.fd, &prepared.temp, &dir.fd, &host) {
+            self.way_not_taken(way);
+            return Err(VolumeError::host("put a file in place", error));
+        }
         prepared.kept = true;
         self.moved.store(true, Ordering::SeqCst);
-        self.name_gone(&stat, held, dir.ino, name);
-        self.forget_entry(&dir, name);
+        let made_way = self.way_taken(way, (&stat, held), dir.ino, name);
+        self.forget_name(dir.ino, name, self.shown_ino(stat.st_ino));
+        drop(alone);
+        self.keep_written(made_way);
         Ok(Applied::Done)
     }
 
@@ -194,7 +228,7 @@ impl Volume {
         meta: &Meta,
     ) -> Result<(Applied, Option<DirAt>)> {
         let _alone = self.renames.write();
-        if self.is_noted(dir.ino, name) || self.find_there(dir, name)?.is_some() {
+        if self.noted(dir.ino, name).is_some() || self.find_there(dir, name)?.is_some() {
             return Ok((self.busy(dir, name), None));
         }
         let host = names::dir_to_host(name);
@@ -203,7 +237,7 @@ impl Volume {
         let mut made = self.dir_in(dir, name)?;
         self.set_dir_id(&mut made, id)?;
         self.dress(dir, &host, FileKind::Directory, meta, None)?;
-        self.forget_entry(dir, name);
+        self.forget_entry(dir.ino, name);
         Ok((Applied::Done, Some(made)))
     }
 
@@ -217,7 +251,7 @@ impl Volume {
     ) -> Result<(Applied, Option<DirAt>)> {
         let _alone = self.renames.write();
         let mut there = match self.dir_in(dir, name) {
-            Ok(there) if there.id == Some(was) && !self.is_noted(dir.ino, name) => there,
+            Ok(there) if there.id == Some(was) && self.noted(dir.ino, name).is_none() => there,
             Ok(_) | Err(VolumeError::NotFound | VolumeError::NotDirectory) => {
                 return Ok((self.busy(dir, name), None));
             }
@@ -233,27 +267,34 @@ impl Volume {
     /// Gives a file another name.
     pub fn add_name(&self, from: (&DirAt, &OsStr), to: (&DirAt, &OsStr)) -> Result<Applied> {
         let _alone = self.renames.write();
-        let noted = |(dir, name): (&DirAt, &OsStr)| self.is_noted(dir.ino, name);
-        if noted(from) || noted(to) || self.find_there(to.0, to.1)?.is_some() {
+        let noted = |(dir, name): (&DirAt, &OsStr)| self.noted(dir.ino, name);
+        let from_noted = noted(from);
+        if from_noted == Some(Note::Any) || noted(to).is_some() || self.find_there(to.0, to.1)?.is_some() {
             return Ok(self.busy(to.0, to.1));
         }
         let hosts = (names::file_to_host(from.1), names::file_to_host(to.1));
         rustix::fs::linkat(&from.0.fd, &hosts.0, &to.0.fd, &hosts.1, AtFlags::empty())
             .map_err(|error| VolumeError::host("link", error))?;
+        if let Some(note) = from_noted {
+            self.note_as(to.0.ino, to.1, note);
+        }
         self.moved.store(true, Ordering::SeqCst);
-        self.forget_entry(to.0, to.1);
+        self.forget_entry(to.0.ino, to.1);
         Ok(Applied::Done)
     }
 
     /// Moves a name to where none is, or exchanges it with what is there.
     pub fn move_name(&self, from: (&DirAt, &OsStr), to: (&DirAt, &OsStr), exchange: bool) -> Result<Applied> {
         let _alone = self.renames.write();
-        let noted = |(dir, name): (&DirAt, &OsStr)| self.is_noted(dir.ino, name);
+        let noted = |(dir, name): (&DirAt, &OsStr)| self.noted(dir.ino, name);
         let (Some((host, stat)), there) = (self.find_there(from.0, from.1)?, self.find_there(to.0, to.1)?)
         else {
             return Ok(self.busy(from.0, from.1));
         };
-        if noted(from) || noted(to) || there.is_some() != exchange {
+        // What was only written to may move: it is the same file.
+        let (from_noted, to_noted) = (noted(from), noted(to));
+        let in_the_way = from_noted.max(to_noted) == Some(Note::Any) || (to_noted.is_some() && !exchange);
+        if in_the_way || there.is_some() != exchange {
             self.busy(from.0, from.1);
             return Ok(self.busy(to.0, to.1));
         }
@@ -268,6 +309,11 @@ impl Volume {
             Err(Errno::INVAL | Errno::NOTEMPTY) => return Ok(Applied::Busy),
             Err(error) => return Err(VolumeError::host("rename", error)),
         }
+        for (note, at) in [(from_noted, to), (to_noted, from)] {
+            if let Some(note) = note {
+                self.note_as(at.0.ino, at.1, note);
+            }
+        }
         self.moved.store(true, Ordering::SeqCst);
         let places = ((from.0.ino, from.1), (to.0.ino, to.1));
         self.nodes
@@ -276,19 +322,34 @@ impl Volume {
             self.nodes
                 .renamed(self.shown_ino(other.st_ino), places.1, places.0);
         }
-        self.forget_entry(from.0, from.1);
-        self.forget_entry(to.0, to.1);
+        self.forget_entry(from.0.ino, from.1);
+        self.forget_entry(to.0.ino, to.1);
         Ok(Applied::Done)
     }
 
-    /// Removes a name; a directory only when it is empty.
-    pub fn remove_name(&self, dir: &DirAt, name: &OsStr, is_dir: bool) -> Result<Applied> {
-        let _alone = self.renames.write();
+    /// Removes a name; a directory only when it is empty. A file that is open for writing is left unless it can give way.
+    pub fn remove_name(
+        &self,
+        dir: &DirAt,
+        name: &OsStr,
+        is_dir: bool,
+        give_way: Option<GiveWay>,
+    ) -> Result<Applied> {
+        let alone = self.renames.write();
         let Some((host, stat)) = self.find_there(dir, name)? else {
             return Ok(Applied::Done);
         };
         let kind = kind_of(FileType::from_raw_mode(stat.st_mode));
-        if self.is_noted(dir.ino, name) || (kind == FileKind::Directory) != is_dir || self.is_written(&stat) {
+        let noted = self.noted(dir.ino, name);
+        if noted.is_some() || (kind == FileKind::Directory) != is_dir {
+            return Ok(self.busy(dir, name));
+        }
+        let has_others = stat.st_nlink > 1 && give_way.is_some();
+        let way = match is_dir || has_others {
+            true => Way::Free,
+            false => self.make_way((dir, name), &stat, give_way)?,
+        };
+        if matches!(way, Way::Busy) {
             return Ok(self.busy(dir, name));
         }
         let held = hold(&dir.fd, &host, &stat);
@@ -297,13 +358,17 @@ impl Volume {
         } else {
             AtFlags::empty()
         };
-        match rustix::fs::unlinkat(&dir.fd, &host, flags) {
-            Ok(()) => {}
-            Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(Applied::Busy),
-            Err(error) => return Err(VolumeError::host("remove", error)),
+        if let Err(error) = rustix::fs::unlinkat(&dir.fd, &host, flags) {
+            self.way_not_taken(way);
+            return match error {
+                Errno::NOTEMPTY | Errno::EXIST => Ok(Applied::Busy),
+                error => Err(VolumeError::host("remove", error)),
+            };
         }
-        self.name_gone(&stat, held, dir.ino, name);
-        self.forget_entry(dir, name);
+        let made_way = self.way_taken(way, (&stat, held), dir.ino, name);
+        self.forget_name(dir.ino, name, self.shown_ino(stat.st_ino));
+        drop(alone);
+        self.keep_written(made_way);
         Ok(Applied::Done)
     }
 
@@ -313,11 +378,18 @@ impl Volume {
         let Some((host, stat)) = self.find_there(dir, name)? else {
             return Ok(self.busy(dir, name));
         };
-        if self.is_noted(dir.ino, name) || self.is_written(&stat) {
+        let noted = self.noted(dir.ino, name);
+        if noted == Some(Note::Any) {
             return Ok(self.busy(dir, name));
         }
         let kind = kind_of(FileType::from_raw_mode(stat.st_mode));
-        self.dress(dir, &host, kind, meta, Some(before))?;
+        let mut meta = meta.clone();
+        let open = self.handles.open_file(self.shown_ino(stat.st_ino));
+        if noted.is_some() || open.is_some_and(|file| file.state.lock().changed) {
+            // What is being written has its own time.
+            meta.mtime = attr_of(&stat).mtime;
+        }
+        self.dress(dir, &host, kind, &meta, Some(before))?;
         self.forget_inode(self.shown_ino(stat.st_ino));
         Ok(Applied::Done)
     }
@@ -402,15 +474,6 @@ impl Volume {
             Err(VolumeError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether somebody writes, or may, or has written what is not in the `.f` yet.
-    fn is_written(&self, stat: &Stat) -> bool {
-        let ino = self.shown_ino(stat.st_ino);
-        self.handles.open_file(ino).is_some_and(|file| {
-            let state = file.state.lock();
-            state.writers > 0 || state.changed
-        })
     }
 
     fn busy(&self, dir: &DirAt, name: &OsStr) -> Applied {

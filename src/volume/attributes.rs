@@ -10,6 +10,7 @@ use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
 
+use super::changes::Note;
 use super::error::{Result, VolumeError};
 use super::look::ID;
 use super::nodes::Place;
@@ -72,6 +73,7 @@ impl Volume {
             match (&open, fh) {
                 (Some(file), Some(_)) => self.resize(file, size)?,
                 _ => self.with_open(ino, true, |file| {
+                    file.may_change()?;
                     self.resize(file, size)?;
                     self.write_back(file)
                 })?,
@@ -89,7 +91,7 @@ impl Volume {
         let host = |error: rustix::io::Errno| VolumeError::host(context, error);
         if let Some(file) = &open {
             let _still = self.renames.read();
-            self.note_inode(ino);
+            self.note_inode(ino, Note::Any);
             if owner != (None, None) {
                 rustix::fs::fchown(&file.host, owner.0, owner.1).map_err(host)?;
             }
@@ -110,7 +112,7 @@ impl Volume {
             }
         } else if owner != (None, None) || set.mode.is_some() || times.is_some() {
             let _still = self.renames.read();
-            self.note_inode(ino);
+            self.note_inode(ino, Note::Any);
             let (place, _) = self.stat_place(ino)?;
             if owner != (None, None) {
                 rustix::fs::chownat(
@@ -249,7 +251,7 @@ impl Volume {
         }
         let _still = self.renames.read();
         if changes {
-            self.note_inode(ino);
+            self.note_inode(ino, Note::Any);
         }
         let outcome = if let Some(file) = self.handles.open_file(ino) {
             call(At::Open(&file.host))

@@ -4,7 +4,7 @@
 //! when it is made already needs no lock. The directories of noted names stay
 //! known to the table of nodes until they are given back. Called by everything in `volume` that changes names, attributes or content.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,11 +23,20 @@ const NAMES_MAX: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Changes(Mutex<Option<Noted>>);
 
+/// What changed at a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Note {
+    /// The file that was there still is, and was written to.
+    Written,
+    /// Whatever else: it came, went, moved, or has other attributes.
+    Any,
+}
+
 /// Names that changed.
 #[derive(Debug, Default)]
 pub struct Noted {
     /// By the inode number of their directory, which the table of nodes knows.
-    pub(super) names: HashMap<u64, BTreeSet<Box<OsStr>>>,
+    pub(super) names: HashMap<u64, BTreeMap<Box<OsStr>, Note>>,
     /// By the path of their directory in the folder, with its id where that is known.
     pub(super) paths: BTreeSet<(PathBuf, Box<OsStr>, Option<FileId>)>,
     /// Something changed that nobody can name: all names have to be looked at.
@@ -68,17 +77,20 @@ impl Noted {
         }
     }
 
-    fn add(&mut self, nodes: &Nodes, parent: u64, name: &OsStr) {
+    fn add(&mut self, nodes: &Nodes, parent: u64, name: &OsStr, note: Note) {
         if !self.everything {
             if !self.names.contains_key(&parent) {
                 nodes.pin(parent, &mut self.pinned);
-                self.names.insert(parent, BTreeSet::new());
+                self.names.insert(parent, BTreeMap::new());
             }
-            if let Some(names) = self.names.get_mut(&parent)
-                && !names.contains(name)
-            {
-                names.insert(name.into());
-                self.count += 1;
+            if let Some(names) = self.names.get_mut(&parent) {
+                match names.get_mut(name) {
+                    Some(known) => *known = note.max(*known),
+                    None => {
+                        names.insert(name.into(), note);
+                        self.count += 1;
+                    }
+                }
             }
         }
         self.touched();
@@ -86,7 +98,11 @@ impl Noted {
 
     fn merge(&mut self, older: Self) {
         for (dir, names) in older.names {
-            self.names.entry(dir).or_default().extend(names);
+            let known = self.names.entry(dir).or_default();
+            for (name, note) in names {
+                let now = known.entry(name).or_insert(note);
+                *now = note.max(*now);
+            }
         }
         self.paths.extend(older.paths);
         self.everything |= older.everything;
@@ -166,23 +182,30 @@ impl Volume {
         }
     }
 
-    /// Whether a name is noted.
-    pub(super) fn is_noted(&self, parent: u64, name: &OsStr) -> bool {
+    /// What is noted of a name, if anything.
+    pub(super) fn noted(&self, parent: u64, name: &OsStr) -> Option<Note> {
         let noted = self.changes.0.lock();
-        noted.as_ref().is_some_and(|noted| {
-            noted.everything || noted.names.get(&parent).is_some_and(|names| names.contains(name))
-        })
+        let noted = noted.as_ref()?;
+        match noted.everything {
+            true => Some(Note::Any),
+            false => noted.names.get(&parent)?.get(name).copied(),
+        }
     }
 
     /// A name changed, or what it stands for.
     pub(super) fn note(&self, parent: u64, name: &OsStr) {
+        self.note_as(parent, name, Note::Any);
+    }
+
+    /// As [`Volume::note`], with what it was.
+    pub(super) fn note_as(&self, parent: u64, name: &OsStr, note: Note) {
         if let Some(noted) = self.changes.0.lock().as_mut() {
-            noted.add(&self.nodes, parent, name);
+            noted.add(&self.nodes, parent, name, note);
         }
     }
 
     /// Something about an inode changed: it is noted under every name that is known.
-    pub(super) fn note_inode(&self, ino: u64) {
+    pub(super) fn note_inode(&self, ino: u64, note: Note) {
         if ino == ROOT_INO {
             return;
         }
@@ -194,7 +217,7 @@ impl Volume {
             noted.touched();
         }
         for (parent, name) in names {
-            noted.add(&self.nodes, parent, &name);
+            noted.add(&self.nodes, parent, &name, note);
         }
     }
 

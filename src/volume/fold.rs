@@ -143,7 +143,11 @@ impl Volume {
         let mut from = 0;
         while let Some(range) = { file.state.lock().pieces.loose_after(from) } {
             let range = range.start..range.end.min(range.start + BATCH);
-            if stop() || file.state.lock().unlinked {
+            let is_gone = {
+                let state = file.state.lock();
+                state.unlinked || state.aside.is_some()
+            };
+            if stop() || is_gone {
                 break;
             }
             self.nearby(file, &range)?;

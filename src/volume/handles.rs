@@ -160,9 +160,18 @@ impl Volume {
         }
         let write = mode.write || mode.truncate;
         let file = self.acquire(ino, write, wait)?;
-        if mode.truncate
-            && let Err(error) = self.resize(&file, 0)
-        {
+        let begun = match write {
+            true => file.may_change(),
+            false => Ok(()),
+        };
+        let begun = begun.and_then(|()| {
+            if mode.truncate {
+                self.resize(&file, 0)
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(error) = begun {
             self.give_back(&file, write);
             return Err(error);
         }
@@ -506,6 +515,7 @@ impl Volume {
         state.handles = 1;
         state.writers = usize::from(write);
         state.unlinked = self.nameless.has(ino) && has_no_name(&host);
+        state.replaced = self.nameless.is_replaced(ino);
         self.budget.changed(0, state.pieces.in_memory());
         let file = OpenFile::new(ino, host, writable, state);
         shard.insert(ino, Arc::clone(&file));
@@ -563,6 +573,7 @@ impl Volume {
         let here = shard.get(&file.ino).is_some_and(|here| Arc::ptr_eq(here, file));
         if state.handles == 0 && here && (!state.changed || state.unlinked) {
             shard.remove(&file.ino);
+            self.leave_aside(file, state);
             self.budget.changed(state.pieces.in_memory(), 0);
         }
     }

@@ -126,7 +126,7 @@ impl Volume {
             if at.ino == *ino {
                 found.push((
                     at,
-                    names.iter().map(|name| name.clone().into_os_string()).collect(),
+                    names.keys().map(|name| name.clone().into_os_string()).collect(),
                 ));
             }
         }
@@ -182,7 +182,7 @@ impl Volume {
         self.dir_at(Arc::new(fd))
     }
 
-    fn dir_at(&self, fd: Arc<OwnedFd>) -> Result<DirAt> {
+    pub(super) fn dir_at(&self, fd: Arc<OwnedFd>) -> Result<DirAt> {
         let stat = rustix::fs::fstat(&fd).map_err(|error| VolumeError::host("look at a directory", error))?;
         let ino = self.shown_ino(stat.st_ino);
         let id = match stat.st_ino == self.root_host_ino {
@@ -287,7 +287,7 @@ impl Volume {
         })
     }
 
-    fn content_at(&self, dir: &DirAt, host: &OsStr) -> Result<(Option<FileId>, Content, u64)> {
+    pub(super) fn content_at(&self, dir: &DirAt, host: &OsStr) -> Result<(Option<FileId>, Content, u64)> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let file = open_below(dir.fd.as_fd(), host, flags, Mode::empty())
             .map_err(|error| VolumeError::host("open a .f", error))?;

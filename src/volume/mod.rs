@@ -7,6 +7,7 @@
 
 mod ahead;
 mod apply;
+mod aside;
 mod attributes;
 mod background;
 mod beside;
@@ -50,6 +51,7 @@ mod write_back;
 
 pub use ahead::Ahead;
 pub use apply::{Applied, Forget, Forgetter, Prepared};
+pub use aside::{CopyAt, GiveWay, Spot};
 pub use attributes::CAPABILITY;
 pub use beside::Beside;
 pub use changes::{Frozen, Noted};

@@ -24,12 +24,21 @@ const KEPT: usize = 128;
 /// The inodes, each with a descriptor that only stands for it (`O_PATH`).
 #[derive(Debug, Default)]
 pub struct Nameless {
-    kept: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    kept: Mutex<HashMap<u64, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    held: Arc<OwnedFd>,
+    /// Another device's version took the name.
+    replaced: bool,
 }
 
 impl Nameless {
     fn get(&self, ino: u64) -> Result<Arc<OwnedFd>> {
-        self.kept.lock().get(&ino).cloned().ok_or(VolumeError::Stale)
+        let kept = self.kept.lock();
+        let kept = kept.get(&ino).ok_or(VolumeError::Stale)?;
+        Ok(Arc::clone(&kept.held))
     }
 
     /// Whether an inode is among them.
@@ -41,14 +50,40 @@ impl Nameless {
     pub fn keep(&self, ino: u64, held: OwnedFd) {
         let mut kept = self.kept.lock();
         if kept.len() < KEPT {
-            kept.insert(ino, Arc::new(held));
+            kept.insert(ino, Kept::new(held, false));
         }
+    }
+
+    /// Keeps one that is open and that another device's version took the name of. Of these there are no more than open files.
+    pub fn keep_open(&self, ino: u64, held: OwnedFd) {
+        self.kept.lock().insert(ino, Kept::new(held, true));
+    }
+
+    /// Another device's version took the name of one that is kept.
+    pub fn replaced(&self, ino: u64) {
+        if let Some(kept) = self.kept.lock().get_mut(&ino) {
+            kept.replaced = true;
+        }
+    }
+
+    /// Whether it did.
+    pub fn is_replaced(&self, ino: u64) -> bool {
+        self.kept.lock().get(&ino).is_some_and(|kept| kept.replaced)
     }
 
     /// Gives one back.
     pub fn forget(&self, ino: u64) {
         let gone = self.kept.lock().remove(&ino);
         drop(gone);
+    }
+}
+
+impl Kept {
+    fn new(held: OwnedFd, replaced: bool) -> Self {
+        Self {
+            held: Arc::new(held),
+            replaced,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWri
 use rustix::io::Errno;
 
 use super::Wait;
+use super::aside::Aside;
 use super::durability::Version;
 use super::error::{Result, VolumeError};
 use super::pieces::{Pieces, Source};
@@ -65,6 +66,14 @@ impl OpenFile {
         Ok(self.write_back.lock())
     }
 
+    /// An error when another device's version took the name: whoever came by an old number finds that one when he looks again, as the kernel does.
+    pub fn may_change(&self) -> Result<()> {
+        match self.state.lock().replaced {
+            true => Err(VolumeError::Stale),
+            false => Ok(()),
+        }
+    }
+
     /// The gate, to keep writers out. One of them may be waiting for the network.
     pub fn close_gate(&self) -> Result<RwLockWriteGuard<'_, ()>> {
         if let Some(closed) = self.gate.try_write() {
@@ -112,6 +121,12 @@ pub struct State {
     pub mtime: Option<Timestamp>,
     /// No name is left: nothing needs to be written back.
     pub unlinked: bool,
+    /// Another device's version took its last name. Who comes by its number to write is not to.
+    pub replaced: bool,
+    /// So it did while the file was open for writing, and nothing was written to it since.
+    pub aside: Option<Box<Aside>>,
+    /// Directories that the table of nodes knows for its sake: one reference to each.
+    pub ways: Vec<u64>,
     /// Waits for, or is in, a background write-back.
     pub queued: bool,
     /// Why the last background write-back failed.
@@ -193,6 +208,9 @@ impl State {
             seq: 0,
             mtime: None,
             unlinked: false,
+            replaced: false,
+            aside: None,
+            ways: Vec::new(),
             queued: false,
             failed: None,
             failed_syncs: (0, None),

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 
+use super::changes::Note;
 use super::error::{Result, VolumeError};
 use super::nameless::hold;
 use super::nodes::to_host;
@@ -97,7 +98,7 @@ impl Volume {
         let from = self.nodes.place(&self.folder, ino)?;
         let dir = self.nodes.dir(&self.folder, parent)?;
         let host = names::file_to_host(name);
-        self.note_inode(ino);
+        self.note_inode(ino, Note::Any);
         self.note(parent, name);
         rustix::fs::linkat(&from.dir, &from.host, &dir, &host, AtFlags::empty())
             .map_err(|error| VolumeError::host("link", error))?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Volume;
 use super::blocks::{Blocks, Cut};
+use super::changes::Note;
 use super::error::{Result, VolumeError};
 use super::open_file::{OpenFile, State};
 use super::pieces::{Piece, Pieces, Source};
@@ -77,16 +78,26 @@ impl Volume {
     }
 
     fn write_back_locked(&self, file: &OpenFile, what: Spill) -> Result<()> {
+        {
+            let state = file.state.lock();
+            if state.aside.is_some() && !state.changed {
+                return Ok(());
+            }
+        }
         let suspect = file.writable && self.durability.is_suspect(file.ino);
         if suspect {
             file.state.lock().changed = true;
         }
         for round in 0.. {
-            {
+            let is_aside = {
                 let state = file.state.lock();
                 if !state.changed || state.unlinked {
                     return Ok(());
                 }
+                state.aside.is_some()
+            };
+            if is_aside {
+                self.surface(file)?;
             }
             if !suspect && file.state.lock().must_settle() {
                 self.settle(file, Synced::Content)?;
@@ -129,7 +140,7 @@ impl Volume {
         }
         drop(pieces);
         let mut state = file.state.lock();
-        if state.pieces.stamp() != stamp {
+        if state.pieces.stamp() != stamp || state.aside.is_some() {
             return Ok(false);
         }
         if !state.changed || state.unlinked {
@@ -146,7 +157,10 @@ impl Volume {
                 return Ok(true);
             }
             let upper = |piece: &Piece| matches!(piece.source, Source::Index { depth: 2.., .. });
-            if !state.pieces.is_settled() || state.pieces.iter().any(|(_, piece)| upper(piece)) {
+            if state.aside.is_some()
+                || !state.pieces.is_settled()
+                || state.pieces.iter().any(|(_, piece)| upper(piece))
+            {
                 return Ok(false);
             }
             if let Some(extents) = flat_extents(&state.pieces) {
@@ -187,7 +201,7 @@ impl Volume {
             depth += 1;
         }
         let mut state = file.state.lock();
-        if state.pieces.stamp() != stamp {
+        if state.pieces.stamp() != stamp || state.aside.is_some() {
             // It has another turn, and the new index blocks are left for the collector.
             return Ok(false);
         }
@@ -290,7 +304,7 @@ impl Volume {
         let known = (state.pieces.size(), state.pieces.stored());
         let mtime = state.mtime.take();
         let set = mtime.map_or(Ok(()), |mtime| set_mtime(&file.host, mtime));
-        self.note_inode(file.ino);
+        self.note_inode(file.ino, Note::Written);
         set?;
         self.size_written(file, known, mtime);
         Ok(true)
