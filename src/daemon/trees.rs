@@ -174,7 +174,7 @@ impl Trees {
         let others = self.engine.others().into_iter();
         let waiting = match &self.bell.asked.lock().outcome {
             Some(Ok(round)) if round.waiting => {
-                Some("a file that is open here, or was just changed, is in the way".into())
+                Some("something that was just changed here is in the way".into())
             }
             Some(Ok(round)) => round.failed.clone(),
             Some(Err(error)) => Some(error.clone()),

@@ -12,7 +12,7 @@ use crate::harness::volume::TestVolume;
 use crate::harness::{noise, wait_for};
 
 /// Two that write, with what `make` made on the first.
-fn two(make: impl FnOnce(&TestVolume)) -> (Cable, TestVolume, TestVolume) {
+pub(super) fn two(make: impl FnOnce(&TestVolume)) -> (Cable, TestVolume, TestVolume) {
     let (cable, a) = first();
     let mut b = second(&cable);
     join(&mut b, &ticket(&a, ["--role", "writer"]));
@@ -23,7 +23,7 @@ fn two(make: impl FnOnce(&TestVolume)) -> (Cable, TestVolume, TestVolume) {
 }
 
 /// Does something on both while they do not hear each other, lets them commit it, and waits until they have the same tree and are silent.
-fn apart(
+pub(super) fn apart(
     cable: &Cable,
     (a, on_a): (&TestVolume, impl FnOnce()),
     (b, on_b): (&TestVolume, impl FnOnce()),

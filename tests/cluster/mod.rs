@@ -9,6 +9,7 @@ mod hosts;
 mod joining;
 mod kills;
 mod members;
+mod open_files;
 mod pair;
 mod prefetch;
 mod reaching;

@@ -19,6 +19,15 @@ pub const HELD: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "| a file that is open while another device",
+        &[
+            "a_file_held_open_for_writing_keeps_nothing_from_being_taken_in",
+            "a_handle_goes_on_in_the_version_that_it_wrote",
+            "a_database_and_a_mapping_held_open_mix_with_nothing",
+            "files_held_open_through_a_storm_keep_what_is_written_to_them",
+        ],
+    ),
+    (
         "| `user.dfs.replicas`, `user.dfs.pinned`",
         &[
             "a_directory_may_want_more_copies_or_fewer",
@@ -294,7 +303,10 @@ pub const HELD: &[(&str, &[&str])] = &[
     ),
     (
         "- Notification (inotify)",
-        &["changes_behind_the_mount_are_seen_soon"],
+        &[
+            "changes_behind_the_mount_are_seen_soon",
+            "who_watches_a_file_is_told_that_another_version_took_its_place",
+        ],
     ),
     ("- Swap files", &["what_cannot_be_had_says_so"]),
     (
