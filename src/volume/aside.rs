@@ -6,7 +6,7 @@
 //! the one that it had, if that is free; else a conflict name beside.
 //!
 //! Invariant: what a `close` or `fsync` said is kept is under a name that is seen. What is under a hidden one is as the last commit had it, so that a crash,
-//! after which hidden names are removed, takes nothing. Called by `apply` and `write_back`.
+//! after which hidden names are removed, takes nothing. Called by `apply`, `handles` and `write_back`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +24,7 @@ use super::nameless::hold;
 use super::open_file::{OpenFile, State, new_file_id};
 use super::{ROOT_INO, Volume};
 use crate::base::names::{self, TEMP_PREFIX};
-use crate::base::types::FileKind;
+use crate::base::types::{FileKind, OpenMode};
 use crate::base::{DeviceId, FileId};
 use crate::folder::host::{attr_of, open_below, stat_at};
 use crate::merge::{Content as Kind, Version, conflict_name};
@@ -215,6 +215,17 @@ impl Volume {
                 self.was_replaced(ino);
                 None
             }
+        }
+    }
+
+    /// What opening a file does to it: it is emptied, if that is asked for, and not written to if its name is another version's by now.
+    pub(super) fn begin(&self, file: &OpenFile, mode: OpenMode) -> Result<()> {
+        if mode.write || mode.truncate {
+            file.may_change()?;
+        }
+        match mode.truncate {
+            true => self.resize(file, 0),
+            false => Ok(()),
         }
     }
 

@@ -160,17 +160,7 @@ impl Volume {
         }
         let write = mode.write || mode.truncate;
         let file = self.acquire(ino, write, wait)?;
-        let begun = match write {
-            true => file.may_change(),
-            false => Ok(()),
-        };
-        let begun = begun.and_then(|()| {
-            if mode.truncate {
-                self.resize(&file, 0)
-            } else {
-                Ok(())
-            }
-        });
+        let begun = self.begin(&file, mode);
         if let Err(error) = begun {
             self.give_back(&file, write);
             return Err(error);
