@@ -3,7 +3,7 @@
 //! Such a file is not waited for. It is put aside: it loses its name and goes on under one that nobody sees, so that its handles go on with the
 //! version that they opened. If it is closed as it was, it is gone; it is in the snapshots. When something was written, both sides really changed,
 //! and it gets a name that everybody sees: that of the copy which the merge made of this very version, if there is one and nobody touched it; else
-//! the one that it had, if that is free; else a conflict name beside.
+//! a conflict name, also where its own is free: what the others left beside that may not go with it.
 //!
 //! Invariant: what a `close` or `fsync` said is kept is under a name that is seen. What is under a hidden one is as the last commit had it, so that a crash,
 //! after which hidden names are removed, takes nothing. Called by `apply`, `handles` and `write_back`.
@@ -358,7 +358,7 @@ impl Volume {
         }))
     }
 
-    /// The name that it had, or a conflict name, in the directory that it was in. That one comes back if it is gone.
+    /// A conflict name in the directory that it was in. That one comes back if it is gone.
     fn free_landing(&self, aside: &Aside, ways: &mut Vec<u64>) -> Result<Landing> {
         let (fd, ino) = match self.reach(&aside.was, true, ways) {
             Ok(reached) => reached,
@@ -380,7 +380,7 @@ impl Volume {
             use std::os::unix::ffi::OsStringExt;
             OsString::from_vec(conflict_name(was, &content, &id.0, digits).into())
         };
-        for name in [aside.was.name.clone(), conflict(8), conflict(32)] {
+        for name in [conflict(8), conflict(32)] {
             match self.find(&fd, ino, &name) {
                 Err(VolumeError::NotFound) => {
                     let host = names::file_to_host(&name);

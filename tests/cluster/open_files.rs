@@ -124,7 +124,6 @@ fn a_file_held_open_for_writing_keeps_nothing_from_being_taken_in() {
     held["cut"].sync_all().unwrap();
     held.get_mut("appended").unwrap().write_all(b" and more").unwrap();
     held["appended"].sync_all().unwrap();
-    wait_for_content(&a.at("deleted"), &overwritten(&old("deleted")));
     wait_for_content(&a.at("elsewhere"), &overwritten(&old("moved")));
     wait_for("all is on A", PATIENCE, || {
         let tree = come_together(&[&a, &b]);
@@ -135,7 +134,8 @@ fn a_file_held_open_for_writing_keeps_nothing_from_being_taken_in() {
         assert!(copy_of(volume, &tree, "written") == overwritten(&old("written")));
         assert!(copy_of(volume, &tree, "cut") == b"cut a");
         assert!(copy_of(volume, &tree, "appended") == [&old("appended")[..], b" and more"].concat());
-        assert!(fs::read(volume.at("gone/inside")).unwrap() == overwritten(&old("gone/inside")));
+        assert!(copy_of(volume, &tree, "deleted") == overwritten(&old("deleted")));
+        assert!(copy_of(volume, &tree, "gone/inside") == overwritten(&old("gone/inside")));
         assert!(fs::read(volume.at("dressed")).unwrap() == overwritten(&old("dressed")));
         for name in ["closed", "written", "cut", "appended"] {
             assert_eq!(
@@ -218,6 +218,9 @@ place = sys.argv[1]
 mapped = open(place + "/mapped", "r+b")
 memory = mmap.mmap(mapped.fileno(), 0)
 db = sqlite3.connect(place + "/db", isolation_level=None)
+wal = sqlite3.connect(place + "/logged", isolation_level=None)
+wal.execute("PRAGMA locking_mode=EXCLUSIVE")
+wal.execute("UPDATE t SET b = 'of B' WHERE a = 1")
 rows = db.execute("SELECT count(*) FROM t").fetchone()[0]
 db.execute("UPDATE t SET b = 'of B' WHERE a = 1")
 print("holds", rows, flush=True)
@@ -230,7 +233,9 @@ try:
     print("written", flush=True)
 except sqlite3.Error as error:
     print("refused", error, flush=True)
+wal.execute("INSERT INTO t(b) VALUES('late')")
 db.close()
+wal.close()
 memory.close()
 "#;
 
@@ -240,12 +245,10 @@ fn a_database_and_a_mapping_held_open_mix_with_nothing() {
         |volume: &TestVolume, name: &str, text: &str| Cmd::new("sqlite3").arg(volume.at(name)).arg(text).ok();
     let (_cable, a, b) = two(|a| {
         fs::write(a.at("mapped"), "shared through memory later").unwrap();
-        sqlite(
-            a,
-            "db",
-            "CREATE TABLE t(a INTEGER PRIMARY KEY, b); \
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO t SELECT i, 'old' FROM n;",
-        );
+        let table = "CREATE TABLE t(a INTEGER PRIMARY KEY, b); \
+            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO t SELECT i, 'old' FROM n;";
+        sqlite(a, "db", table);
+        sqlite(a, "logged", &format!("PRAGMA journal_mode = wal; {table}"));
     });
     let holder = Cmd::new("python3").args(["-c", HOLDER]).arg(b.mountpoint());
     let mut holder = holder.dir(b.place()).start();
@@ -260,11 +263,18 @@ fn a_database_and_a_mapping_held_open_mix_with_nothing() {
     fall_silent(&[&a, &b]);
 
     fs::write(a.at("mapped"), "A wrote it anew").unwrap();
-    sqlite(
-        &a,
-        "db",
-        "UPDATE t SET b = 'of A' WHERE a % 2 = 0; INSERT INTO t(b) VALUES('of A');",
-    );
+    let change = "UPDATE t SET b = 'of A' WHERE a % 2 = 0; INSERT INTO t(b) VALUES('of A');";
+    for name in ["db", "logged"] {
+        assert_eq!(
+            sqlite(&a, name, "SELECT b FROM t WHERE a = 1"),
+            "of B\n",
+            "{name}"
+        );
+        sqlite(&a, name, change);
+    }
+    let logged = fs::read(a.at("logged")).unwrap();
+    wait_for_content(&b.at("logged"), &logged);
+    wait_for("the log is gone on B", PATIENCE, || !b.at("logged-wal").exists());
     wait_for_content(&b.at("mapped"), b"A wrote it anew");
     let questions = "PRAGMA integrity_check; SELECT count(*), sum(b = 'of A'), sum(b = 'late') FROM t";
     wait_for("B has A's database", PATIENCE, || {
@@ -283,6 +293,13 @@ fn a_database_and_a_mapping_held_open_mix_with_nothing() {
     for volume in [&a, &b] {
         assert_eq!(fs::read(volume.at("mapped")).unwrap(), b"A wrote it anew");
         assert_eq!(sqlite(volume, "db", questions), "ok\n20001|10001|0\n");
+        // The log that B went on writing is not taken for that of A's database.
+        assert!(fs::read(volume.at("logged")).unwrap() == logged);
+        let logs: Vec<_> = like(volume, &tree, "logged-").into_keys().collect();
+        assert!(
+            logs.len() == 1 && logs[0].starts_with("logged-wal.conflict-"),
+            "{logs:?}"
+        );
         for name in like(volume, &tree, "db.conflict-").keys() {
             assert_eq!(sqlite(volume, name, questions), "ok\n20100|0|100\n", "{name}");
         }
