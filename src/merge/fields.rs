@@ -60,14 +60,9 @@ fn both(id: &FileId, base: Option<&Node>, left: &Node, right: &Node) -> Merged {
     } else {
         places(base, left, right)
     };
-    let wrote = |node: &&Node| !is_before(&node.content);
     let places = match places.is_empty() {
-        // Each side removed the name that the other one left. What was written meanwhile keeps its names.
-        true => [left, right]
-            .into_iter()
-            .filter(wrote)
-            .flat_map(|node| node.places.clone())
-            .collect(),
+        // Each side removed the name that the other one left: neither meant to be rid of the file.
+        true => left.places.union(&right.places).cloned().collect(),
         false => places,
     };
     let copy = loser.zip(places.first()).map(|(loser, place)| Copy {

@@ -2,7 +2,7 @@
 //!
 //! Files are followed by their ids, so a rename and an edit of the same file meet, also inside directories that were moved. Invariants of
 //! the result: every content that one side wrote is in it, under its name or as a conflict copy; every name is in a directory that is
-//! there; no directory is inside itself; no two files have one name. `docs/decisions/merge.md` says what comes of each pair of changes. Made for
+//! there; no directory is inside itself; no two files have one name. `docs/semantics.md` says what comes of each pair of changes. Made for
 //! `sync`; a [`View`] turns the maps of snapshots into [`Edits`] against their common ancestor, and back.
 
 mod ancestors;
@@ -14,6 +14,8 @@ mod view;
 
 #[cfg(test)]
 mod convergence_tests;
+#[cfg(test)]
+mod pairs_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

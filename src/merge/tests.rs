@@ -278,7 +278,7 @@ fn written(base: &MemoryTree, side: &MemoryTree) -> BTreeSet<[u8; 32]> {
     side.nodes().iter().filter_map(hash).collect()
 }
 
-fn merged(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree) -> MemoryTree {
+pub(super) fn merged(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree) -> MemoryTree {
     let mut tree = base.clone();
     tree.apply(&merge(base, &base.edits_to(left), &base.edits_to(right)).unwrap());
     tree
@@ -323,7 +323,7 @@ proptest! {
 }
 
 /// A tree from paths, `d/` for directories; ids follow the paths.
-fn tree(paths: &[(&str, u8)]) -> MemoryTree {
+pub(super) fn tree(paths: &[(&str, u8)]) -> MemoryTree {
     let mut tree = MemoryTree::default();
     for (path, content) in paths {
         let is_directory = path.ends_with('/');
@@ -350,7 +350,7 @@ fn tree(paths: &[(&str, u8)]) -> MemoryTree {
     tree
 }
 
-fn id_of(path: &str) -> FileId {
+pub(super) fn id_of(path: &str) -> FileId {
     let mut id = ROOT;
     if !path.is_empty() {
         id.0.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
@@ -358,14 +358,14 @@ fn id_of(path: &str) -> FileId {
     id
 }
 
-fn change(tree: &mut MemoryTree, path: &str, change: impl FnOnce(&mut Node)) {
+pub(super) fn change(tree: &mut MemoryTree, path: &str, change: impl FnOnce(&mut Node)) {
     let id = id_of(path);
     let mut node = tree.node(&id).unwrap().unwrap();
     change(&mut node);
     tree.apply(&Edits::from([(id, Some(node))]));
 }
 
-fn moved(tree: &mut MemoryTree, path: &str, parent: &str, name: &str) {
+pub(super) fn moved(tree: &mut MemoryTree, path: &str, parent: &str, name: &str) {
     let place = Place {
         parent: id_of(parent),
         name: name.as_bytes().into(),
@@ -373,7 +373,7 @@ fn moved(tree: &mut MemoryTree, path: &str, parent: &str, name: &str) {
     change(tree, path, |node| node.places = BTreeSet::from([place]));
 }
 
-fn written_to(tree: &mut MemoryTree, path: &str, content: u8) {
+pub(super) fn written_to(tree: &mut MemoryTree, path: &str, content: u8) {
     let version = Version {
         hash: [content; 32],
         author: DeviceId([content; 32]),
@@ -381,7 +381,7 @@ fn written_to(tree: &mut MemoryTree, path: &str, content: u8) {
     change(tree, path, |node| node.content = Content::File(version));
 }
 
-fn removed(tree: &mut MemoryTree, paths: &[&str]) {
+pub(super) fn removed(tree: &mut MemoryTree, paths: &[&str]) {
     let edits = paths.iter().map(|path| (id_of(path), None)).collect();
     tree.apply(&edits);
 }
@@ -407,7 +407,7 @@ fn listed(tree: &MemoryTree) -> BTreeMap<String, u8> {
     all
 }
 
-fn expect(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree, paths: &[(&str, u8)]) {
+pub(super) fn expect(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree, paths: &[(&str, u8)]) {
     let both = merged(base, left, right);
     check(&both);
     assert_eq!(both, merged(base, right, left));
@@ -419,7 +419,7 @@ fn expect(base: &MemoryTree, left: &MemoryTree, right: &MemoryTree, paths: &[(&s
 }
 
 /// A base with a directory and two files, and the two sides that begin as it.
-fn three() -> (MemoryTree, MemoryTree, MemoryTree) {
+pub(super) fn three() -> (MemoryTree, MemoryTree, MemoryTree) {
     let base = tree(&[("d/", 0), ("d/a", 1), ("b", 2)]);
     (base.clone(), base.clone(), base)
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::commit::{self, Looked};
-use super::journal::Journal;
+use super::journal::{Journal, Kept};
 use super::news::{Arrival, Arrivals};
 use super::{Result, apply, merging, thinning};
 use crate::base::clock::{Clock, SystemClock};
@@ -32,7 +32,7 @@ const IDLE: Duration = Duration::from_secs(2);
 const AT_MOST: Duration = Duration::from_secs(30);
 
 /// What could not be had is asked for again after so long.
-const LOST_FOR: Duration = Duration::from_secs(60);
+const LOST_FOR: Duration = Duration::from_secs(15);
 
 /// Snapshots of the past that are kept here with one that others made.
 const PAST_MAX: usize = 256;
@@ -207,7 +207,8 @@ impl Engine {
     }
 
     /// Lets go of snapshots that need not be kept. Those that another device was at when it was last heard of stay, since what it did meanwhile is
-    /// merged over that one.
+    /// merged over that one; and so does the first here that came from each of these, which that device may have made of the same two as well,
+    /// without having been able to say so.
     pub(super) fn thin(&self, now: u64) -> Result<()> {
         let known = self.heads.known().into_iter();
         let others: BTreeSet<BlockId> = known
@@ -220,7 +221,12 @@ impl Engine {
         if !others.iter().all(is_in) {
             return Ok(());
         }
-        let kept = thinning::thin(&journal.kept, &self.keep, now, |id| others.contains(id));
+        let mut needed = others.clone();
+        for head in &others {
+            let first = self.first_from(head, &journal.kept)?;
+            needed.extend(first.map(|at| journal.kept[at].id));
+        }
+        let kept = thinning::thin(&journal.kept, &self.keep, now, |id| needed.contains(id));
         if kept.len() < journal.kept.len() {
             let next = Journal {
                 kept,
@@ -231,6 +237,26 @@ impl Engine {
             *journal = next;
         }
         Ok(())
+    }
+
+    /// What could not be had is asked for again.
+    #[cfg(test)]
+    pub(super) fn forget_lost(&self) {
+        self.lost.lock().clear();
+    }
+
+    /// The first of the snapshots that are kept, each of which came from the one before, that came from another one or is it.
+    fn first_from(&self, head: &BlockId, kept: &[Kept]) -> Result<Option<usize>> {
+        let (mut low, mut high) = (0, kept.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let at = kept[middle].id;
+            match at == *head || self.is_ancestor(*head, at)? {
+                true => high = middle,
+                false => low = middle + 1,
+            }
+        }
+        Ok((low < kept.len()).then_some(low))
     }
 
     /// Heads of others that the folder is not at and did not come from, in the same order on every device.

@@ -535,6 +535,7 @@ impl Storm {
             let told = *self.net.told.lock();
             let mut waits = false;
             for device in &self.devices {
+                device.engine().forget_lost();
                 let round = device.engine().round(true, true);
                 let round = round.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
                 assert_eq!(round.failed, None, "seed {seed}");

@@ -335,6 +335,103 @@ pub const HELD: &[(&str, &[&str])] = &[
             "remounting_changes_flags",
         ],
     ),
+    (
+        "What two devices do without knowing of each other",
+        &[
+            "random_changes_on_three_devices_end_in_one_tree",
+            "what_both_changed_is_there_twice_and_everything_else_once",
+        ],
+    ),
+    (
+        "| writes to a file | writes something else",
+        &["edit_and_edit_keep_both"],
+    ),
+    (
+        "| writes to a file | writes the same",
+        &["edit_and_edit_keep_both"],
+    ),
+    (
+        "| writes to a file | moves it",
+        &["a_write_meets_everything_else_that_is_done_to_its_file"],
+    ),
+    (
+        "| writes to a file | deletes it",
+        &[
+            "a_write_meets_everything_else_that_is_done_to_its_file",
+            "edit_beats_delete_and_its_directory_reappears",
+        ],
+    ),
+    (
+        "| writes in a directory | moves",
+        &["edit_and_rename_meet_also_in_a_directory_that_moved"],
+    ),
+    (
+        "| moves a file or directory | moves",
+        &["two_renames_end_in_one_place"],
+    ),
+    (
+        "| moves a file | deletes",
+        &["a_delete_gives_way_to_all_but_attributes"],
+    ),
+    (
+        "| moves a file | changes",
+        &["a_move_keeps_what_else_is_done_to_its_file"],
+    ),
+    (
+        "| deletes a file | changes",
+        &["a_delete_gives_way_to_all_but_attributes"],
+    ),
+    (
+        "| deletes a file | gives",
+        &["a_delete_gives_way_to_all_but_attributes"],
+    ),
+    (
+        "| deletes something |",
+        &["a_delete_gives_way_to_all_but_attributes"],
+    ),
+    (
+        "| changes attributes |",
+        &["fields_meet_and_nobody_gets_a_right_that_one_took"],
+    ),
+    (
+        "| changes an attribute |",
+        &["fields_meet_and_nobody_gets_a_right_that_one_took"],
+    ),
+    (
+        "| gives a file another name |",
+        &["names_of_one_file_come_and_go_one_by_one"],
+    ),
+    (
+        "| takes one name from a file | takes",
+        &["names_of_one_file_come_and_go_one_by_one"],
+    ),
+    (
+        "| takes one name from a file | deletes",
+        &["names_of_one_file_come_and_go_one_by_one"],
+    ),
+    ("| makes a file | makes a file", &["one_name_for_two"]),
+    ("| makes a file | makes the same", &["one_name_for_two"]),
+    ("| makes a file | makes a directory", &["one_name_for_two"]),
+    ("| makes a directory |", &["one_name_for_two"]),
+    (
+        "| makes something in a directory",
+        &[
+            "a_directory_that_goes_comes_back_for_what_is_put_into_it",
+            "edit_beats_delete_and_its_directory_reappears",
+        ],
+    ),
+    (
+        "| changes a directory's attributes",
+        &[
+            "a_directory_that_goes_comes_back_for_what_is_put_into_it",
+            "edit_beats_delete_and_its_directory_reappears",
+        ],
+    ),
+    (
+        "| moves a directory into",
+        &["directories_moved_into_each_other_stay_outside"],
+    ),
+    ("| gives a name |", &["names_that_look_alike_are_two"]),
 ];
 
 /// Complaints: lines of the page without an entry, entries without a line, tests that are not there. Headings and the heads of tables say
