@@ -363,6 +363,7 @@ fn two_copies_of_a_device_both_hear_of_the_fork_and_all_choose_the_same() {
     node_b.shutdown();
     let copy = b.copy();
     copy.state.forget(StateFile::Heads);
+    copy.state.forget(StateFile::Head);
     copy.state.forget(StateFile::Peers);
     let node_copy = copy.start();
     node_copy.publish_head(&low).unwrap();
@@ -439,7 +440,8 @@ fn opened(member: &Member) -> (Arc<Members>, Arc<Heads>) {
     let admit = member.admit.clone();
     let clock = Arc::new(SystemClock);
     let members = Arc::new(Members::open(&identity, "", state, clock, admit, None, false).unwrap());
-    let heads = Heads::open(group, member.key().public(), Arc::clone(&members), &*member.state);
+    let state = Arc::clone(&member.state) as Arc<dyn NodeState>;
+    let heads = Heads::open(group, member.key().public(), Arc::clone(&members), &state);
     (members, Arc::new(heads))
 }
 

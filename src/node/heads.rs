@@ -43,6 +43,9 @@ pub enum PublishError {
     /// A head of this device is known that this one does not follow: its state was put back to an earlier time, or copied. Go on from that one.
     #[error("head {} of this device is known already, and this one does not follow it", .0.seq)]
     Behind(Box<Head>),
+    /// It cannot be kept here: told of and forgotten it would look like another one's.
+    #[error("it cannot be saved: {0}")]
+    Unsaved(String),
     /// The node has ended.
     #[error("the node has ended")]
     Gone,
@@ -53,6 +56,7 @@ pub(super) struct Heads {
     group: GroupId,
     own: [u8; 32],
     members: Arc<Members>,
+    state: Arc<dyn NodeState>,
     book: Mutex<HeadBook>,
     /// Records of heads that came through the DHT and nobody has looked at yet.
     mail: Mutex<Vec<Unverified>>,
@@ -67,7 +71,12 @@ pub(super) struct Heads {
 
 impl Heads {
     /// Reads what was kept.
-    pub(super) fn open(group: GroupId, own: [u8; 32], members: Arc<Members>, state: &dyn NodeState) -> Self {
+    pub(super) fn open(
+        group: GroupId,
+        own: [u8; 32],
+        members: Arc<Members>,
+        state: &Arc<dyn NodeState>,
+    ) -> Self {
         let mut book = HeadBook::new(group);
         let loaded = state.load(StateFile::Heads).map_err(|e| e.to_string());
         let loaded = loaded.and_then(|bytes| match bytes {
@@ -79,10 +88,19 @@ impl Heads {
         if let Err(e) = loaded {
             tracing::warn!("the heads of other members cannot be read and are asked for anew: {e}");
         }
+        match state.load(StateFile::Head) {
+            Ok(Some(bytes)) => match Head::decode(&bytes, &group) {
+                Ok(head) if head.device == own => drop(book.hear(head, None, Some(true))),
+                _ => tracing::warn!("the newest head of this device cannot be understood, and is asked for"),
+            },
+            Ok(None) => {}
+            Err(e) => tracing::warn!("the newest head of this device cannot be read, and is asked for: {e}"),
+        }
         Self {
             group,
             own,
             members,
+            state: Arc::clone(state),
             book: Mutex::new(book),
             mail: Mutex::default(),
             telling: Mutex::default(),
@@ -148,6 +166,9 @@ impl Heads {
                 return Err(PublishError::Behind(Box::new(known.clone())));
             }
         }
+        // Before anybody hears of it: a crash in between must not look as if somebody had put this device back.
+        let saved = self.state.save(StateFile::Head, &head.encode(&self.group));
+        saved.map_err(|e| PublishError::Unsaved(e.to_string()))?;
         book.hear(head.clone(), None, Some(true));
         self.changed.send_replace(book.version());
         Ok(())

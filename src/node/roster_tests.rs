@@ -372,12 +372,8 @@ fn the_dht_answers_with_what_each_node_knows_and_teaches_it_what_it_is_given() {
     let store = |member: &Member, members| {
         let clock = Arc::new(SystemClock);
         let (group, own) = (crate::keys::group_id(&a.group_public), member.key().public());
-        let heads = Arc::new(heads::Heads::open(
-            group,
-            own,
-            Arc::clone(members),
-            &*member.state,
-        ));
+        let state = Arc::clone(&member.state) as Arc<dyn NodeState>;
+        let heads = Arc::new(heads::Heads::open(group, own, Arc::clone(members), &state));
         records::Records::new(libp2p::PeerId::random(), a.group_public, clock).with(members, &heads)
     };
     let (at_a, mut at_b) = (store(&a, &of_a), store(&b, &of_b));

@@ -116,7 +116,7 @@ impl Node {
         let device = identity.device.id();
         let group = GroupId(*blake3::hash(&identity.group_public).as_bytes());
         let own = identity.device.public();
-        let heads = Arc::new(Heads::open(group, own, Arc::clone(&members), &*parts.state));
+        let heads = Arc::new(Heads::open(group, own, Arc::clone(&members), &parts.state));
         let local = Arc::new(Local {
             announced: Mutex::default(),
             searches: Mutex::default(),
@@ -238,7 +238,7 @@ impl Node {
     }
 
     /// Tells all members of a new head of this device: those that are connected at once, others through the DHT and through members that meet
-    /// them later. Returns at once.
+    /// them later. Returns once it is saved here.
     pub fn publish_head(&self, head: &Head) -> Result<(), PublishError> {
         self.local.heads.publish(head)
     }

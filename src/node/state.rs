@@ -20,6 +20,8 @@ pub enum StateFile {
     Presences,
     /// Files announced in the DHT. Losing it costs announcing them again.
     Announced,
+    /// This device's own newest head. Losing it makes this device look as if it had been put back to an earlier time.
+    Head,
     /// The newest heads of all who write. Losing it costs hearing of them again, if somebody who knows is ever met.
     Heads,
 }
@@ -34,6 +36,7 @@ impl StateFile {
             Self::Sequence => "sequence",
             Self::Presences => "presences",
             Self::Announced => "announced",
+            Self::Head => "head",
             Self::Heads => "heads",
         }
     }

@@ -138,6 +138,11 @@ impl Volume {
         *self.changes.0.lock() = Some(noted);
     }
 
+    /// Whether anybody wants to know.
+    pub(super) fn notes_changes(&self) -> bool {
+        self.changes.0.lock().is_some()
+    }
+
     /// How long ago the first and the last of the changes were noted that nobody has taken yet.
     pub fn changed_since(&self) -> Option<(Duration, Duration)> {
         let noted = self.changes.0.lock();

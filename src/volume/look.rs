@@ -210,7 +210,13 @@ impl Volume {
 
     /// Gives a directory an id.
     pub fn set_dir_id(&self, dir: &mut DirAt, id: FileId) -> Result<()> {
-        rustix::fs::fsetxattr(&dir.fd, ID, id.as_bytes(), XattrFlags::empty()).map_err(|error| {
+        let set = || rustix::fs::fsetxattr(&dir.fd, ID, id.as_bytes(), XattrFlags::empty());
+        let outcome = match set() {
+            // The owner may not write into it.
+            Err(Errno::ACCESS) => with_mode(&dir.fd, set),
+            outcome => outcome,
+        };
+        outcome.map_err(|error| {
             let context = match error {
                 Errno::OPNOTSUPP => {
                     "keep the id of a directory: the folder's filesystem has no extended attributes"
@@ -220,6 +226,13 @@ impl Volume {
             VolumeError::host(context, error)
         })?;
         dir.id = Some(id);
+        Ok(())
+    }
+
+    /// Gives a directory that was just made its id: later that would change its time of change under who reads it. What fails now is done then.
+    pub(super) fn name_new_dir(&self, dir: &OwnedFd, host: &OsStr) -> Result<()> {
+        let (path, id) = (proc_path(dir.as_fd(), host), new_file_id()?);
+        drop(rustix::fs::lsetxattr(path, ID, id.as_bytes(), XattrFlags::CREATE));
         Ok(())
     }
 
@@ -352,6 +365,15 @@ fn not_opened(error: std::io::Error) -> VolumeError {
         Some(Errno::NOTDIR | Errno::LOOP) => VolumeError::NotDirectory,
         _ => VolumeError::host("open a directory", error),
     }
+}
+
+/// Does something while the owner may write.
+fn with_mode(dir: &OwnedFd, what: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(dir)?.st_mode & 0o7777);
+    rustix::fs::fchmod(dir, mode | Mode::WUSR)?;
+    let outcome = what();
+    rustix::fs::fchmod(dir, mode)?;
+    outcome
 }
 
 fn id_of(dir: &OwnedFd) -> Result<Option<FileId>> {

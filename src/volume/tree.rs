@@ -266,6 +266,9 @@ impl Volume {
         let mode = self.masked(&dir, mode, caller);
         self.note(parent, name);
         how(&dir, &host, Mode::from_raw_mode(mode)).map_err(|error| VolumeError::host("create", error))?;
+        if kind == FileKind::Directory && self.notes_changes() {
+            self.name_new_dir(&dir, &host)?;
+        }
         self.give_away(&dir, &host, kind, mode, caller)?;
         let stat = stat_at(dir.as_fd(), &host)
             .map_err(|error| VolumeError::host("look at what was created", error))?;

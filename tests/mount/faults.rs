@@ -373,7 +373,9 @@ fn a_failed_fsync_is_told_once_to_each_descriptor_and_makes_the_next_one_write_a
     for of_folder in [false, true] {
         let mut volume = TestVolume::new();
         let interval = if of_folder { 1 } else { 3600 };
-        volume.configure(&format!("{ALONE}[volume]\nsync_interval = {interval}\n"));
+        // The background sync alone: a snapshot's would come first.
+        let alone = format!("{ALONE}[sync]\nenabled = false\n");
+        volume.configure(&format!("{alone}[volume]\nsync_interval = {interval}\n"));
         volume.mount();
         let path = volume.at("file");
         let mut file = File::create(&path).unwrap();
@@ -430,4 +432,35 @@ fn a_failed_fsync_is_told_once_to_each_descriptor_and_makes_the_next_one_write_a
         volume.mount();
         assert_eq!(fs::read(&path).unwrap(), b"first second");
     }
+}
+
+/// A sync that fails takes what applications wrote, whoever asked for it.
+#[test]
+fn what_the_failed_sync_of_a_snapshot_took_is_written_again() {
+    let mut volume = TestVolume::new();
+    volume.configure(&format!("{ALONE}[volume]\nsync_interval = 2\n"));
+    volume.mount();
+    wait_for("the first snapshot", SOON, || {
+        volume.status()["tree"]["changed"] == false
+    });
+    let path = volume.at("file");
+    let mut file = File::create(&path).unwrap();
+    let tracer = Tracer::attach(volume.pid().unwrap(), &[volume.folder()]);
+    let is_syncfs: fn(&Call) -> bool = |call| call.name == "syncfs";
+    tracer.arm(Some((0, Fault::Error(Errno::IO.raw_os_error()))), is_syncfs);
+    file.write_all(b"kept").unwrap();
+    // The close of any of its descriptors has it written, and committed a moment later.
+    drop(file.try_clone().unwrap());
+    wait_for("the sync fails", SOON, || tracer.hit().is_some());
+    let host = volume.host("file");
+    wait_for("it is written again", SOON, || {
+        let calls = tracer.calls();
+        let writes = calls
+            .iter()
+            .filter(|call| call.name == "pwrite64" && call.path == host);
+        writes.count() == 2
+    });
+    let error = file.sync_all().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+    file.sync_all().unwrap();
 }

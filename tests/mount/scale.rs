@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::harness::command::Cmd;
 use crate::harness::tree;
 use crate::harness::volume::TestVolume;
-use crate::harness::{long, noise};
+use crate::harness::{long, noise, wait_for};
 
 /// For work that takes a while on two busy cores.
 const MINUTES: Duration = Duration::from_secs(240);
@@ -50,7 +50,9 @@ fn walk(files: u64) {
     // No entry is asked for again because the walk took longer than the kernel believes it.
     volume.mount_with(["-o", "attr_timeout=600"]);
     // The calls of the first snapshot, which looks at everything, are not those of a listing.
-    volume.dfs(["sync"]).arg(volume.mountpoint()).ok();
+    let snapshot = || volume.status()["tree"]["snapshot"].clone();
+    let before = snapshot();
+    wait_for("the first snapshot of all", MINUTES, || snapshot() != before);
     let pid = volume.pid().unwrap().to_string();
     Cmd::new("prlimit")
         .args(["--pid", &pid, "--nofile=1024:1024"])
