@@ -13,11 +13,11 @@ fn place(parent: &str, name: &str) -> Place {
 }
 
 fn linked(tree: &mut MemoryTree, path: &str, name: &str) {
-    change(tree, path, |node| drop(node.places.insert(place("", name))));
+    change(tree, path, |node| assert!(node.places.insert(place("", name))));
 }
 
 fn unlinked(tree: &mut MemoryTree, path: &str, name: &str) {
-    change(tree, path, |node| drop(node.places.remove(&place("", name))));
+    change(tree, path, |node| assert!(node.places.remove(&place("", name))));
 }
 
 fn mode(tree: &mut MemoryTree, path: &str, mode: u32) {

@@ -232,7 +232,9 @@ impl Volume {
     /// Gives a directory that was just made its id: later that would change its time of change under who reads it. What fails now is done then.
     pub(super) fn name_new_dir(&self, dir: &OwnedFd, host: &OsStr) -> Result<()> {
         let (path, id) = (proc_path(dir.as_fd(), host), new_file_id()?);
-        drop(rustix::fs::lsetxattr(path, ID, id.as_bytes(), XattrFlags::CREATE));
+        if let Err(error) = rustix::fs::lsetxattr(path, ID, id.as_bytes(), XattrFlags::CREATE) {
+            tracing::debug!(%error, "a new directory gets its id later");
+        }
         Ok(())
     }
 
