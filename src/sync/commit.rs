@@ -33,7 +33,7 @@ struct Commit<'a> {
     edits: Edits,
     /// Directories that have a place, and those that lost theirs.
     placed: HashSet<FileId>,
-    lost: BTreeSet<FileId>,
+    lost: BTreeSet<(FileId, Place)>,
     /// Directories in which something was looked at.
     touched: BTreeSet<FileId>,
     /// Files of several names, before or now: where they were seen, and where they are not any more.
@@ -375,15 +375,13 @@ impl Commit<'_> {
         if Some(&id) == now {
             return;
         }
+        let place = Place {
+            parent: dir,
+            name: name.as_bytes().into(),
+        };
         match old {
-            Some(Record::Directory { .. }) => drop(self.lost.insert(id)),
-            Some(Record::Link { .. }) => {
-                let place = Place {
-                    parent: dir,
-                    name: name.as_bytes().into(),
-                };
-                self.links.entry(id).or_default().gone.insert(place);
-            }
+            Some(Record::Directory { .. }) => drop(self.lost.insert((id, place))),
+            Some(Record::Link { .. }) => drop(self.links.entry(id).or_default().gone.insert(place)),
             _ => {}
         }
         self.edits.insert(key(&dir, name.as_bytes()), None);
@@ -404,15 +402,19 @@ impl Commit<'_> {
         self.flush(1)?;
         // What is below a directory that is gone is gone with it, but for what has a place elsewhere now. One that moves has none until its new
         // name is looked at.
-        let mut lost = Vec::new();
-        for id in self.lost.union(&self.touched) {
-            if !self.placed.contains(id)
-                && *id != ROOT
-                && (self.lost.contains(id) || self.now_at(&own_key(id))?.is_none())
-            {
-                lost.push(*id);
+        let mut lost = BTreeSet::new();
+        for (id, place) in &self.lost {
+            // Met elsewhere already, its old name was only found out later.
+            if !self.placed.contains(id) && self.is_at(id, place)? {
+                lost.insert(*id);
             }
         }
+        for id in &self.touched {
+            if *id != ROOT && !self.placed.contains(id) && self.now_at(&own_key(id))?.is_none() {
+                lost.insert(*id);
+            }
+        }
+        let mut lost = Vec::from_iter(lost);
         while let Some(id) = lost.pop() {
             // What was seen in it before it was lost, too.
             self.flush(1)?;
@@ -420,9 +422,8 @@ impl Commit<'_> {
             for (name, record) in self.listed(&self.now, &id)? {
                 match record {
                     Record::Directory { id: below } => {
-                        let own = self.now_at(&own_key(&below))?;
-                        if matches!(own, Some(Record::Own { parent, name: called, .. }) if parent == id && called == name)
-                        {
+                        let name = name.clone();
+                        if self.is_at(&below, &Place { parent: id, name })? {
                             lost.push(below);
                         }
                     }
@@ -446,6 +447,14 @@ impl Commit<'_> {
         }
         self.flush(1)?;
         Ok(self.now)
+    }
+
+    /// Whether this is a directory's place in the new tree.
+    fn is_at(&self, id: &FileId, place: &Place) -> Result<bool> {
+        let own = self.now_at(&own_key(id))?;
+        Ok(
+            matches!(own, Some(Record::Own { parent, name, .. }) if parent == place.parent && name == place.name),
+        )
     }
 
     /// A record as this commit leaves it so far.
