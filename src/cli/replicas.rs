@@ -92,6 +92,8 @@ pub fn sync(env: &Environment, args: SyncArgs) -> Outcome {
     drop(bar);
     if args.json {
         print_json(&health)?;
+    } else if health == Replication::default() {
+        print(format_args!("committed; no other computer keeps anything of it"));
     } else {
         show(&health);
     }

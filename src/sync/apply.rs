@@ -13,7 +13,7 @@ use crate::base::tree::Place;
 use crate::base::{BlockId, DeviceId, FileId};
 use crate::object::map::Root;
 use crate::object::record::Body;
-use crate::volume::{Applied, DirAt, Prepared, TreeNodes, Volume, What};
+use crate::volume::{Applied, DirAt, Prepared, TreeNodes, Volume, VolumeError, What};
 
 use super::Result;
 use super::plan::{Change, Changes, DEPTH_MAX, Node, Reading, Step, changes, plan};
@@ -63,7 +63,8 @@ pub(super) fn apply(volume: &Volume, from: Root, to: Root, author: Option<Device
         nodes,
         read: RefCell::default(),
     };
-    let changes = changes(&reading, &from, &to)?;
+    let mut changes = changes(&reading, &from, &to)?;
+    without_what_cannot_be_here(volume, &mut changes)?;
     let mut here = BTreeMap::new();
     for (id, change) in &changes {
         here.extend(change.before.places.iter().map(|place| (place.clone(), *id)));
@@ -88,6 +89,45 @@ pub(super) fn apply(volume: &Volume, from: Root, to: Root, author: Option<Device
     };
     apply.run()?;
     Ok(apply.outcome)
+}
+
+/// What cannot be made on this device is in the tree and not in the folder: for its sake nothing is done.
+fn without_what_cannot_be_here(volume: &Volume, changes: &mut Changes) -> Result<()> {
+    let mut failed = Ok(());
+    changes.retain(|_, change| {
+        for side in [&mut change.before, &mut change.after] {
+            match &side.body {
+                Some(body)
+                    if !is_possible(volume, body).unwrap_or_else(|error| {
+                        failed = Err(error);
+                        true
+                    }) =>
+                {
+                    *side = Node::default()
+                }
+                _ => {}
+            }
+        }
+        !(change.before.places.is_empty() && change.after.places.is_empty())
+    });
+    Ok(failed?)
+}
+
+/// Whether something can be on this device.
+pub(super) fn is_possible(volume: &Volume, body: &Body) -> std::result::Result<bool, VolumeError> {
+    match body {
+        Body::Special(kind, _) => volume.can_make(*kind),
+        Body::File { .. } | Body::Symlink(_) => Ok(true),
+    }
+}
+
+/// As the volume makes it.
+pub(super) fn what_of(body: Body) -> What {
+    match body {
+        Body::File { content, size, .. } => What::File(content, size),
+        Body::Symlink(target) => What::Symlink(target),
+        Body::Special(kind, rdev) => What::Special(kind, rdev),
+    }
 }
 
 impl Apply<'_> {
@@ -177,21 +217,11 @@ impl Apply<'_> {
         let Some(Change { after, .. }) = self.changes.get(id) else {
             return Ok(None);
         };
-        let what = match after.body.clone() {
-            Some(Body::File { content, size, .. }) => What::File(content, size),
-            Some(Body::Symlink(target)) => What::Symlink(target),
-            Some(Body::Special(kind, rdev)) => What::Special(kind, rdev),
-            None => return Ok(None),
+        let Some(body) = after.body.clone() else {
+            return Ok(None);
         };
-        match self.volume.prepare(dir, *id, &what, &after.meta) {
-            Ok(prepared) => Ok(Some(prepared)),
-            // Only root makes device nodes, and some filesystems take no pipes: the rest of the tree is no worse for it.
-            Err(error) if matches!(what, What::Special(..)) => {
-                tracing::warn!(%error, "a special file of another device cannot be made here");
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
+        let prepared = self.volume.prepare(dir, *id, &what_of(body), &after.meta)?;
+        Ok(Some(prepared))
     }
 
     fn install(&mut self, batch: &mut Vec<(FileId, Place, bool, Prepared)>) -> Result<()> {

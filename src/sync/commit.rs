@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 
+use super::apply::is_possible;
+use super::lookup::listed;
 use crate::base::tree::{Meta, Place, ROOT};
 use crate::base::{DeviceId, FileId};
 use crate::object::map::{self, Edits, Root};
@@ -168,7 +169,7 @@ impl Commit<'_> {
         let id = self.volume.ensure_dir_id(dir)?;
         self.looked.dirs.insert(id, dir.ino());
         self.touched.insert(id);
-        let mut old = self.listed(&self.before, &id)?;
+        let mut old = BTreeMap::from_iter(listed(&self.nodes, &self.before, &id)?);
         for (name, _) in names {
             let before = old.remove(name.as_bytes());
             let seen = self.volume.look(dir, name);
@@ -209,28 +210,6 @@ impl Commit<'_> {
         Ok(())
     }
 
-    /// The records in a directory of a tree.
-    fn listed(&self, tree: &Root, id: &FileId) -> Result<BTreeMap<Box<[u8]>, Record>> {
-        let (mut found, mut wrong) = (BTreeMap::new(), None);
-        map::scan(&self.nodes, tree, id.as_bytes(), |key, value| {
-            match Record::decode_entry(key, value) {
-                Ok((at, _, _)) if at != *id => return ControlFlow::Break(()),
-                Ok((_, [], _)) => {}
-                Ok((_, name, record)) => drop(found.insert(name.into(), record)),
-                Err(error) => {
-                    wrong = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .map_err(of_map)?;
-        match wrong {
-            Some(error) => Err(damaged(&error)),
-            None => Ok(found),
-        }
-    }
-
     fn record(&self, key: &[u8]) -> Result<Option<Record>> {
         let found = map::get(&self.nodes, &self.before, key).map_err(of_map)?;
         let decode = |value: Vec<u8>| Record::decode(&value).map_err(|error| damaged(&error));
@@ -249,7 +228,10 @@ impl Commit<'_> {
         let seen = match seen {
             Ok(Some(seen)) => seen,
             Ok(None) => {
-                self.gone(id, name, old.as_ref(), None);
+                // What cannot be made on this device was never here to be removed.
+                if self.is_possible(old.as_ref())? {
+                    self.gone(id, name, old.as_ref(), None);
+                }
                 return Ok(());
             }
             Err(VolumeError::Damaged { path, reason }) => {
@@ -291,6 +273,18 @@ impl Commit<'_> {
             self.unlooked.push((own, dir.clone(), name.to_owned()));
         }
         self.put(id, name, old, seen, own)
+    }
+
+    /// Whether what a record says can be on this device.
+    fn is_possible(&self, record: Option<&Record>) -> Result<bool> {
+        match record {
+            Some(Record::Node { body, .. }) => is_possible(self.volume, body),
+            Some(Record::Link { id }) => match self.record(&own_key(id))? {
+                Some(Record::Shared { body, .. }) => is_possible(self.volume, &body),
+                _ => Ok(true),
+            },
+            _ => Ok(true),
+        }
     }
 
     /// A file was found by its id: what was taken for it elsewhere is another one.
@@ -419,7 +413,7 @@ impl Commit<'_> {
             // What was seen in it before it was lost, too.
             self.flush(1)?;
             self.looked.dirs.remove(&id);
-            for (name, record) in self.listed(&self.now, &id)? {
+            for (name, record) in listed(&self.nodes, &self.now, &id)? {
                 match record {
                     Record::Directory { id: below } => {
                         let name = name.clone();

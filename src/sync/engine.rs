@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::commit::{self, Looked};
 use super::journal::{Journal, Kept};
 use super::news::{Arrival, Arrivals};
-use super::{Result, apply, merging, thinning};
+use super::{Result, apply, fill, merging, thinning};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::types::Timestamp;
 use crate::base::{BlockId, DeviceId};
@@ -421,7 +421,10 @@ impl Engine {
             }
         };
         let to = self.snapshot(&target)?.root;
-        let outcome = apply::apply(&self.volume, from, to, Some(self.device))?;
+        let outcome = match own {
+            None => fill::fill(&self.volume, to)?,
+            Some(_) => apply::apply(&self.volume, from, to, Some(self.device))?,
+        };
         tracing::debug!(done = outcome.done, left = outcome.left, snapshot = %target.short(), "applied");
         if outcome.left > 0 {
             return Ok(false);

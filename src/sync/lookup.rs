@@ -9,9 +9,9 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::base::FileId;
 use crate::base::tree::{Place, ROOT};
-use crate::object::map::{self, Root};
+use crate::object::map::{self, Nodes, Root};
 use crate::object::record::{Record, key, own_key};
-use crate::volume::{TreeNodes, Volume, of_map};
+use crate::volume::{TreeNodes, Volume, VolumeError, of_map};
 
 use super::commit::{damaged, id_at};
 use super::plan::{DEPTH_MAX, Node};
@@ -24,6 +24,9 @@ pub(super) struct Tree<'a> {
     /// Paths of directories that were asked for before.
     paths: RefCell<HashMap<FileId, Option<PathBuf>>>,
 }
+
+/// Names with what is at them.
+pub(super) type Listed = Vec<(Box<[u8]>, Record)>;
 
 /// The names of a path in the volume. Empty: the volume itself.
 pub(super) fn names(path: &Path) -> Result<Vec<&[u8]>> {
@@ -51,25 +54,8 @@ impl<'a> Tree<'a> {
     }
 
     /// The names in a directory, with what is at them.
-    pub(super) fn list(&self, id: &FileId) -> Result<Vec<(Box<[u8]>, Record)>> {
-        let (mut found, mut wrong) = (Vec::new(), None);
-        map::scan(&self.nodes, &self.root, id.as_bytes(), |key, value| {
-            match Record::decode_entry(key, value) {
-                Ok((at, _, _)) if at != *id => return ControlFlow::Break(()),
-                Ok((_, [], _)) => {}
-                Ok((_, name, record)) => found.push((name.into(), record)),
-                Err(error) => {
-                    wrong = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .map_err(of_map)?;
-        match wrong {
-            Some(error) => Err(damaged(&error).into()),
-            None => Ok(found),
-        }
+    pub(super) fn list(&self, id: &FileId) -> Result<Listed> {
+        Ok(listed(&self.nodes, &self.root, id)?)
     }
 
     /// The name at a path, with its record; `None`: there is none, or it is the volume itself.
@@ -162,5 +148,30 @@ impl<'a> Tree<'a> {
         };
         self.paths.borrow_mut().insert(*id, path.clone());
         Ok(path)
+    }
+}
+
+/// The names in a directory of a tree, in order, with what is at them.
+pub(super) fn listed<N>(nodes: &N, root: &Root, id: &FileId) -> std::result::Result<Listed, VolumeError>
+where
+    N: Nodes<Error = VolumeError>,
+{
+    let (mut found, mut wrong) = (Vec::new(), None);
+    map::scan(nodes, root, id.as_bytes(), |key, value| {
+        match Record::decode_entry(key, value) {
+            Ok((at, _, _)) if at != *id => return ControlFlow::Break(()),
+            Ok((_, [], _)) => {}
+            Ok((_, name, record)) => found.push((name.into(), record)),
+            Err(error) => {
+                wrong = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    })
+    .map_err(of_map)?;
+    match wrong {
+        Some(error) => Err(damaged(&error)),
+        None => Ok(found),
     }
 }

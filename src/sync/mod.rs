@@ -1,7 +1,7 @@
 //! Storey 4: the same tree on several devices, and its past. Commits what changes in the folder as snapshots, takes in what other devices
 //! committed, and says who is at which.
 //!
-//! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `journal` remembers; `engine` puts them
+//! `commit` makes a tree of what changed, `merging` makes one of two, `plan` and `apply` bring the folder to one, `fill` an empty folder to its first, `journal` remembers; `engine` puts them
 //! together. `conflicts` finds what was kept twice, `news` says what changed in few words, `history` looks at what was, `restore` brings it back, `ahead` brings content before it is read, `thinning` says what of it may go. It sees the volume, and other devices through [`Heads`] only. Called by `daemon`.
 
 mod ahead;
@@ -12,7 +12,12 @@ mod commit;
 mod conflicts;
 #[cfg(test)]
 mod conflicts_tests;
+#[cfg(test)]
+mod devices_tests;
 mod engine;
+mod fill;
+#[cfg(test)]
+mod fill_tests;
 mod history;
 #[cfg(test)]
 mod history_tests;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::storm_tests::{CALLER, Device, Dice, RW, Storm, storms};
+use super::devices_tests::{CALLER, Device, Dice, RW};
+use super::storm_tests::{Storm, storms};
 use crate::base::types::{FileKind, RenameMode};
 use crate::object::map::{self, Root};
 use crate::object::record::Record;

@@ -13,6 +13,9 @@ use crate::store::Want;
 /// Blocks asked for side by side, at most.
 const AT_ONCE: usize = 16;
 
+/// Nodes of a tree asked for side by side; one has 16 KiB on average.
+const NODES_AT_ONCE: usize = 32;
+
 /// The part of the bound of the store that is filled: beyond it the store makes room by itself.
 const FILLED: (u64, u64) = (7, 8);
 
@@ -84,6 +87,22 @@ impl Volume {
             }
         }
         Ok(ahead)
+    }
+
+    /// Asks for nodes of a tree, [`NODES_AT_ONCE`] at once, and waits for them: without it, whoever reads them one after the other waits for each. False when
+    /// one cannot be had now.
+    pub fn bring_nodes(&self, ids: &[BlockId]) -> bool {
+        let tiered = self.blocks.tiered();
+        let want = |id: &BlockId| Want {
+            id: *id,
+            root: None,
+            ahead: true,
+        };
+        ids.chunks(NODES_AT_ONCE).all(|some| {
+            let wants: Vec<Want> = some.iter().map(want).collect();
+            tiered.prefetch(&wants);
+            wants.into_iter().all(|want| tiered.get(want).is_ok())
+        })
     }
 
     /// How many blocks, of whatever size, have room without anything else being evicted for them; [`AT_ONCE`] at most.

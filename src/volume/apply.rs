@@ -25,12 +25,12 @@ use super::nameless::hold;
 use super::nodes::to_host;
 use super::open_file::new_file_id;
 use super::wishes::PINNED;
-use super::{Volume, Wait};
+use super::{ROOT_INO, Volume, Wait};
 use crate::base::FileId;
 use crate::base::names::{self, TEMP_PREFIX};
 use crate::base::tree::Meta;
 use crate::base::types::FileKind;
-use crate::folder::host::{attr_of, kind_of, open_below, proc_path, type_of};
+use crate::folder::host::{attr_of, kind_of, open_below, proc_path, stat_at, type_of};
 use crate::folder::slots::{self, Slot};
 use crate::object::{Content, Manifest, slot};
 
@@ -82,6 +82,10 @@ impl Volume {
     }
 
     pub(super) fn forget_entry(&self, dir: u64, name: &OsStr) {
+        // Of a directory that the kernel does not know it knows no names.
+        if self.nodes.kind(dir).is_none() {
+            return;
+        }
         if let Some(tell) = &*self.forgetter.read() {
             tell(Forget::Entry(dir, name.to_owned()));
         }
@@ -182,10 +186,16 @@ impl Volume {
         let alone = self.renames.write();
         let there = self.find_there(&dir, name)?;
         let noted = self.noted(dir.ino, name);
-        if noted == Some(Note::Any) || there.is_some() != replace {
+        if noted == Some(Note::Any) {
             return Ok(self.busy(&dir, name));
         }
         let host = names::file_to_host(name);
+        if there.is_some() != replace {
+            return Ok(match there {
+                Some((there, stat)) if self.is_as_prepared(&prepared, &there, &stat)? => Applied::Done,
+                _ => self.busy(&dir, name),
+            });
+        }
         let Some((_, stat)) = there else {
             if noted.is_some() {
                 return Ok(self.busy(&dir, name));
@@ -219,7 +229,39 @@ impl Volume {
         Ok(Applied::Done)
     }
 
-    /// Makes a directory.
+    /// Whether what is at a name is what was prepared for it: it was put there before something stopped this device.
+    fn is_as_prepared(&self, prepared: &Prepared, there: &OsStr, stat: &Stat) -> Result<bool> {
+        if kind_of(FileType::from_raw_mode(stat.st_mode)) == FileKind::Directory {
+            return Ok(false);
+        }
+        let made = stat_at(prepared.dir.fd.as_fd(), &prepared.temp)
+            .map_err(|error| VolumeError::host("look at a temporary file", error))?;
+        let mut made = self.see(&prepared.dir, &prepared.temp, &made)?;
+        let seen = match self.see(&prepared.dir, there, stat) {
+            Err(VolumeError::Damaged { .. }) => return Ok(false),
+            seen => seen?,
+        };
+        (made.ino, made.linked) = (seen.ino, seen.linked);
+        Ok(made == seen)
+    }
+
+    /// Whether this device can make special files of a kind: only root makes device nodes, and some filesystems take none.
+    pub fn can_make(&self, kind: FileKind) -> Result<bool> {
+        let dir = self.nodes.dir(&self.folder, ROOT_INO)?;
+        let temp = OsString::from(format!("{TEMP_PREFIX}{}", new_file_id()?));
+        // The number of `/dev/null`: anybody may make the device 0, which overlay filesystems take for a name that is gone.
+        match rustix::fs::mknodat(&dir, &temp, type_of(kind), Mode::RUSR, 0x103) {
+            Ok(()) => {
+                rustix::fs::unlinkat(&dir, &temp, AtFlags::empty())
+                    .map_err(|error| VolumeError::host("remove a temporary file", error))?;
+                Ok(true)
+            }
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
+            Err(error) => Err(VolumeError::host("create a temporary file", error)),
+        }
+    }
+
+    /// Makes a directory. One that is there with this id is it.
     pub fn install_dir(
         &self,
         dir: &DirAt,
@@ -228,8 +270,17 @@ impl Volume {
         meta: &Meta,
     ) -> Result<(Applied, Option<DirAt>)> {
         let _alone = self.renames.write();
-        if self.noted(dir.ino, name).is_some() || self.find_there(dir, name)?.is_some() {
+        if self.noted(dir.ino, name).is_some() {
             return Ok((self.busy(dir, name), None));
+        }
+        if self.find_there(dir, name)?.is_some() {
+            return Ok(match self.dir_in(dir, name) {
+                Ok(there) if there.id == Some(id) => (Applied::Done, Some(there)),
+                Ok(_) | Err(VolumeError::NotFound | VolumeError::NotDirectory) => {
+                    (self.busy(dir, name), None)
+                }
+                Err(error) => return Err(error),
+            });
         }
         let host = names::dir_to_host(name);
         rustix::fs::mkdirat(&dir.fd, &host, Mode::RWXU)
@@ -269,7 +320,15 @@ impl Volume {
         let _alone = self.renames.write();
         let noted = |(dir, name): (&DirAt, &OsStr)| self.noted(dir.ino, name);
         let from_noted = noted(from);
-        if from_noted == Some(Note::Any) || noted(to).is_some() || self.find_there(to.0, to.1)?.is_some() {
+        let in_the_way = from_noted == Some(Note::Any) || noted(to).is_some();
+        if let (false, Some((_, there))) = (in_the_way, self.find_there(to.0, to.1)?) {
+            let from_there = self.find_there(from.0, from.1)?;
+            return Ok(match from_there {
+                Some((_, stat)) if stat.st_ino == there.st_ino => Applied::Done,
+                _ => self.busy(to.0, to.1),
+            });
+        }
+        if in_the_way {
             return Ok(self.busy(to.0, to.1));
         }
         let hosts = (names::file_to_host(from.1), names::file_to_host(to.1));

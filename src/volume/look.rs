@@ -262,7 +262,7 @@ impl Volume {
         seen.map(Some)
     }
 
-    fn see(&self, dir: &DirAt, host: &OsStr, stat: &Stat) -> Result<Seen> {
+    pub(super) fn see(&self, dir: &DirAt, host: &OsStr, stat: &Stat) -> Result<Seen> {
         let attr = attr_of(stat);
         let mut meta = Meta {
             mode: attr.mode,

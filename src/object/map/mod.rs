@@ -170,3 +170,29 @@ pub fn walk<N: Nodes + ?Sized>(
     }
     Ok(())
 }
+
+/// Gives the ids of the leaves, those below one node at once, until `each` breaks. Reads none of them.
+pub fn leaves<N: Nodes + ?Sized>(
+    nodes: &N,
+    root: &Root,
+    mut each: impl FnMut(&[BlockId]) -> ControlFlow<()>,
+) -> Result<(), MapError<N::Error>> {
+    if let (0, Some(id)) = (root.depth, root.id) {
+        let _ = each(&[id]);
+        return Ok(());
+    }
+    let mut waiting: Vec<(BlockId, Expected)> = Expected::of(root).into_iter().collect();
+    while let Some((id, expected)) = waiting.pop() {
+        let node = Node::load(nodes, &id, &expected)?;
+        let below = (0..node.count()).map(|at| node.child(at));
+        if node.level() > 1 {
+            waiting.extend(below.rev());
+            continue;
+        }
+        let ids: Vec<BlockId> = below.map(|(id, _)| id).collect();
+        if each(&ids).is_break() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! A map against the standard library's, and the promise that equal content has an equal root.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
@@ -243,4 +243,41 @@ fn the_largest_entries_fit_and_larger_ones_are_refused() {
         refused(vec![], vec![0; MAP_VALUE_MAX + 1]),
         Err(MapError::ValueTooLong(MAP_VALUE_MAX + 1))
     );
+}
+
+/// Notes which nodes are read.
+struct Read<'a>(&'a MemoryNodes, RefCell<Vec<BlockId>>);
+
+impl Nodes for Read<'_> {
+    type Error = Infallible;
+
+    fn get(&self, id: &BlockId) -> Result<Arc<Vec<u8>>, Infallible> {
+        self.1.borrow_mut().push(*id);
+        self.0.get(id)
+    }
+
+    fn put(&self, nodes: &[Vec<u8>]) -> Result<Vec<BlockId>, Infallible> {
+        self.0.put(nodes)
+    }
+}
+
+#[test]
+fn the_leaves_are_told_in_order_without_being_read() {
+    for count in [0, 1, 50, 3000, 9000] {
+        let nodes = MemoryNodes::default();
+        let model: Model = (0..count).map(|n| (key(n), value(n))).collect();
+        let root = built(&nodes, &model);
+        let all = Read(&nodes, RefCell::default());
+        scan(&all, &root, b"", |_, _| ControlFlow::Continue(())).unwrap();
+        let (inner, mut found) = (Read(&nodes, RefCell::default()), Vec::new());
+        leaves(&inner, &root, |ids| {
+            found.extend_from_slice(ids);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let inner = inner.1.take();
+        let is_leaf = |id: &BlockId| !inner.contains(id);
+        let read: Vec<BlockId> = all.1.take().into_iter().filter(is_leaf).collect();
+        assert_eq!(found, read, "{count} entries");
+    }
 }

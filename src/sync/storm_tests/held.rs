@@ -106,7 +106,7 @@ impl Storm {
             self.let_one_go(0);
         }
         for device in &self.devices {
-            let names: BTreeSet<OsString> = std::fs::read_dir(device.temp.path().join("folder"))
+            let names: BTreeSet<OsString> = std::fs::read_dir(device.folder())
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect();
