@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Engine, Heads, Journal};
+use crate::base::clock::{Clock, SystemClock};
 use crate::base::tree::ROOT;
 use crate::base::types::{Caller, FileKind, OpenMode};
 use crate::base::{BlockId, DeviceId, StoreId};
@@ -105,22 +106,48 @@ impl Heads for Face {
     }
 }
 
+/// What may be said of a device.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// Whether what changes on it is committed.
+    pub(super) may_write: bool,
+    pub(super) keep: Keep,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            may_write: true,
+            keep: Keep::Rules(Vec::new()),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
 pub(super) struct Device {
     n: usize,
     temp: tempfile::TempDir,
     net: Arc<Net>,
-    /// Whether what changes on it is committed.
-    may_write: bool,
+    settings: Settings,
     /// What runs; `None` between two lives.
     pub(super) life: Option<(Arc<Volume>, Engine)>,
 }
 
 impl Device {
     pub(super) fn new(n: usize, net: &Arc<Net>) -> Self {
-        Self::with(n, net, true)
+        Self::with(n, net, Settings::default())
     }
 
-    pub(super) fn with(n: usize, net: &Arc<Net>, may_write: bool) -> Self {
+    pub(super) fn reader(n: usize, net: &Arc<Net>) -> Self {
+        let settings = Settings {
+            may_write: false,
+            ..Settings::default()
+        };
+        Self::with(n, net, settings)
+    }
+
+    pub(super) fn with(n: usize, net: &Arc<Net>, settings: Settings) -> Self {
         let temp = tempfile::tempdir().unwrap();
         std::fs::create_dir(temp.path().join("folder")).unwrap();
         StateDir::create(&temp.path().join("state")).unwrap();
@@ -128,7 +155,7 @@ impl Device {
             n,
             temp,
             net: Arc::clone(net),
-            may_write,
+            settings,
             life: None,
         };
         device.start();
@@ -157,15 +184,15 @@ impl Device {
         )
         .unwrap();
         volume.remove_leftovers().unwrap();
-        let engine = Engine::new(
-            &volume,
-            &state,
-            journal,
-            Arc::new(face()),
-            device(self.n),
-            self.may_write,
-        )
-        .keeping(Keep::Rules(Vec::new()));
+        let Settings {
+            may_write,
+            keep,
+            clock,
+        } = self.settings.clone();
+        let heads = Arc::new(face());
+        let engine = Engine::new(&volume, &state, journal, heads, device(self.n), may_write)
+            .keeping(keep)
+            .by_clock(clock);
         self.life = Some((volume, engine));
     }
 

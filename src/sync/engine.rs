@@ -94,6 +94,7 @@ pub struct Engine {
     lost: Mutex<HashMap<BlockId, (Instant, String)>>,
     last_commit: Mutex<Option<Instant>>,
     keep: Keep,
+    clock: Arc<dyn Clock>,
     last_thinned: Mutex<Option<Instant>>,
     pub(super) arrivals: Arrivals,
 }
@@ -130,6 +131,7 @@ impl Engine {
             lost: Mutex::default(),
             last_commit: Mutex::new(None),
             keep: Keep::All,
+            clock: Arc::new(SystemClock),
             last_thinned: Mutex::new(None),
             arrivals: Arrivals::default(),
         }
@@ -144,6 +146,12 @@ impl Engine {
     #[must_use]
     pub fn keeping(self, keep: Keep) -> Self {
         Self { keep, ..self }
+    }
+
+    /// Tells the time by another clock than the operating system's.
+    #[cfg(test)]
+    pub(super) fn by_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
     }
 
     /// The journal as it is.
@@ -199,7 +207,7 @@ impl Engine {
         let rested = |last: Instant| self.keep == Keep::Rules(Vec::new()) || last.elapsed() >= THIN_AGAIN;
         if self.last_thinned.lock().is_none_or(rested) {
             // What cannot be let go of now is kept.
-            if let Err(error) = self.thin(SystemClock.now()) {
+            if let Err(error) = self.thin(self.clock.now()) {
                 tracing::warn!(%error, "all snapshots are kept this time");
             }
             *self.last_thinned.lock() = Some(Instant::now());
@@ -361,7 +369,10 @@ impl Engine {
                 device: self.device,
                 seq: made,
                 epoch: self.volume.epoch(),
-                time: now(),
+                time: Timestamp {
+                    secs: i64::try_from(self.clock.now()).unwrap_or(i64::MAX),
+                    nanos: 0,
+                },
             }),
         };
         let id = self.volume.put_snapshot(&snapshot)?;
@@ -374,7 +385,7 @@ impl Engine {
         self.volume.sync_store()?;
         let mut journal = self.journal.lock();
         let mut next = journal.clone();
-        next.arrive(id, SystemClock.now(), merge);
+        next.arrive(id, self.clock.now(), merge);
         next.made = made.unwrap_or(next.made);
         next.save(&self.state)?;
         self.volume.retain_snapshots(next.moments());
@@ -568,10 +579,3 @@ const LITTLE: usize = 64;
 
 /// Deepest base that is itself merged.
 const CROSSINGS_MAX: usize = 8;
-
-fn now() -> Timestamp {
-    Timestamp {
-        secs: i64::try_from(SystemClock.now()).unwrap_or(i64::MAX),
-        nanos: 0,
-    }
-}

@@ -124,6 +124,7 @@ impl Fill<'_> {
             batch: Vec::new(),
             dirs: 0,
         };
+        let _told = Panic(self);
         let outcome = worker.run();
         let mut shared = self.shared.lock();
         shared.read.append(&mut worker.nodes.read.take());
@@ -201,6 +202,18 @@ impl Fill<'_> {
             Ok(dir) => Ok(Some(dir).filter(|dir| dir.id == Some(*id))),
             Err(VolumeError::NotFound | VolumeError::NotDirectory) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Whoever waits for one that panics would wait for ever.
+struct Panic<'a>(&'a Fill<'a>);
+
+impl Drop for Panic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.shared.lock().failed = true;
+            self.0.more.notify_all();
         }
     }
 }
@@ -383,10 +396,9 @@ impl Worker<'_> {
             return Ok(());
         }
         self.fill.volume.sync_folder()?;
-        for (prepared, name) in self.batch.drain(..) {
-            let applied = self.fill.volume.install(prepared, &name, false, None)?;
-            self.fill.count(applied);
-        }
+        let (done, left) = self.fill.volume.install_all(std::mem::take(&mut self.batch))?;
+        let mut shared = self.fill.shared.lock();
+        (shared.done, shared.left) = (shared.done + done, shared.left + left);
         Ok(())
     }
 }

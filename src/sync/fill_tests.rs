@@ -86,8 +86,7 @@ fn everything_arrives_on_writers_and_readers() {
     let first = Device::new(0, &net);
     made(&first);
     let tree = first.tree();
-    for (n, may_write) in [(1, true), (2, false)] {
-        let other = Device::with(n, &net, may_write);
+    for other in [Device::new(1, &net), Device::reader(2, &net)] {
         let round = other.engine().round(true, true).unwrap();
         assert!(round.applied && !round.waiting, "{round:?}");
         assert_eq!(other.tree(), tree);
@@ -106,8 +105,7 @@ fn goes_on_where_it_was_stopped() {
     let first = Device::new(0, &net);
     made(&first);
     let tree = first.tree();
-    for (n, may_write) in [(1, true), (2, false)] {
-        let mut other = Device::with(n, &net, may_write);
+    for mut other in [Device::new(1, &net), Device::reader(2, &net)] {
         other.engine().round(true, true).unwrap();
         // As when it was stopped before it came to its end: some of it is there, and nobody remembers.
         other.life = None;
@@ -135,7 +133,7 @@ fn what_is_in_the_way_stays() {
     let net = Net::new(2);
     let first = Device::new(0, &net);
     made(&first);
-    let other = Device::with(1, &net, false);
+    let other = Device::reader(1, &net);
     let way = |path: &str| other.folder().join(path);
     std::fs::create_dir(way("below")).unwrap();
     std::fs::write(way("below/mine"), "mine").unwrap();
@@ -180,7 +178,7 @@ fn many_files_in_many_directories() {
         }
     }
     first.engine().round(true, true).unwrap();
-    let other = Device::with(1, &net, true);
+    let other = Device::new(1, &net);
     let round = other.engine().round(true, true).unwrap();
     assert!(round.applied && !round.waiting, "{round:?}");
     assert_eq!(other.listed().len(), dirs * (files + 1));

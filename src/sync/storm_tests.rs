@@ -2,13 +2,14 @@
 //! which everything is that nobody took away who had seen it.
 
 mod held;
+mod year;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::devices_tests::{CALLER, Device, Dice, Net, RW};
+use super::devices_tests::{CALLER, Device, Dice, Net, RW, Settings};
 use crate::base::BlockId;
 use crate::base::types::{FileKind, RenameMode, SetAttr, SetTime, Timestamp};
 use crate::volume::{ROOT_INO, VolumeError, Wait};
@@ -28,11 +29,17 @@ pub(super) struct Storm {
 
 impl Storm {
     pub(super) fn new(seed: u64, count: usize) -> Self {
+        Self::with(seed, count, &Settings::default())
+    }
+
+    fn with(seed: u64, count: usize, settings: &Settings) -> Self {
         let net = Net::new(count);
         Self {
             seed,
             dice: Dice::new(seed),
-            devices: (0..count).map(|n| Device::new(n, &net)).collect(),
+            devices: (0..count)
+                .map(|n| Device::with(n, &net, settings.clone()))
+                .collect(),
             net,
             written: 0,
             kept: BTreeSet::new(),
@@ -64,6 +71,10 @@ impl Storm {
     /// One change of one device.
     fn change(&mut self) {
         let device = self.dice.roll(self.devices.len());
+        self.change_on(device);
+    }
+
+    fn change_on(&mut self, device: usize) {
         let listed = self.devices[device].listed();
         let mut dirs: Vec<u64> = vec![ROOT_INO];
         dirs.extend(
@@ -266,7 +277,17 @@ pub(super) fn storms(usual: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn random_changes_on_three_devices_end_in_one_tree() {
-    for seed in storms(30) {
+    rage(storms(70));
+}
+
+#[test]
+#[ignore = "thousands of rounds: only with --long"]
+fn random_changes_on_three_devices_end_in_one_tree_very_often() {
+    rage(storms(1500));
+}
+
+fn rage(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
         let mut storm = Storm::new(seed, 3);
         for _ in 0..3 {
             storm.blow(40);

@@ -25,12 +25,12 @@ use super::nameless::hold;
 use super::nodes::to_host;
 use super::open_file::new_file_id;
 use super::wishes::PINNED;
-use super::{ROOT_INO, Volume, Wait};
+use super::{Volume, Wait};
 use crate::base::FileId;
 use crate::base::names::{self, TEMP_PREFIX};
 use crate::base::tree::Meta;
 use crate::base::types::FileKind;
-use crate::folder::host::{attr_of, kind_of, open_below, proc_path, stat_at, type_of};
+use crate::folder::host::{attr_of, kind_of, open_below, proc_path, type_of};
 use crate::folder::slots::{self, Slot};
 use crate::object::{Content, Manifest, slot};
 
@@ -60,9 +60,9 @@ pub type Forgetter = Arc<dyn Fn(Forget) + Send + Sync>;
 /// Something made beside its place, to be put there once it is durable.
 #[derive(Debug)]
 pub struct Prepared {
-    dir: DirAt,
-    temp: OsString,
-    kept: bool,
+    pub(super) dir: DirAt,
+    pub(super) temp: OsString,
+    pub(super) kept: bool,
 }
 
 impl Drop for Prepared {
@@ -145,9 +145,11 @@ impl Volume {
                     content: content.clone(),
                 };
                 let encoded = slot::encode(&manifest, self.blocks.keys()).map_err(VolumeError::seal)?;
-                slots::write(&File::from(host), Slot::A, &encoded)
+                let host = File::from(host);
+                slots::write(&host, Slot::A, &encoded)
                     .map_err(|error| VolumeError::host("write a .f", error))?;
-                made
+                self.dress_new(&host, &made, meta)?;
+                return Ok(made);
             }
         };
         let kind = match what {
@@ -227,38 +229,6 @@ impl Volume {
         drop(alone);
         self.keep_written(made_way);
         Ok(Applied::Done)
-    }
-
-    /// Whether what is at a name is what was prepared for it: it was put there before something stopped this device.
-    fn is_as_prepared(&self, prepared: &Prepared, there: &OsStr, stat: &Stat) -> Result<bool> {
-        if kind_of(FileType::from_raw_mode(stat.st_mode)) == FileKind::Directory {
-            return Ok(false);
-        }
-        let made = stat_at(prepared.dir.fd.as_fd(), &prepared.temp)
-            .map_err(|error| VolumeError::host("look at a temporary file", error))?;
-        let mut made = self.see(&prepared.dir, &prepared.temp, &made)?;
-        let seen = match self.see(&prepared.dir, there, stat) {
-            Err(VolumeError::Damaged { .. }) => return Ok(false),
-            seen => seen?,
-        };
-        (made.ino, made.linked) = (seen.ino, seen.linked);
-        Ok(made == seen)
-    }
-
-    /// Whether this device can make special files of a kind: only root makes device nodes, and some filesystems take none.
-    pub fn can_make(&self, kind: FileKind) -> Result<bool> {
-        let dir = self.nodes.dir(&self.folder, ROOT_INO)?;
-        let temp = OsString::from(format!("{TEMP_PREFIX}{}", new_file_id()?));
-        // The number of `/dev/null`: anybody may make the device 0, which overlay filesystems take for a name that is gone.
-        match rustix::fs::mknodat(&dir, &temp, type_of(kind), Mode::RUSR, 0x103) {
-            Ok(()) => {
-                rustix::fs::unlinkat(&dir, &temp, AtFlags::empty())
-                    .map_err(|error| VolumeError::host("remove a temporary file", error))?;
-                Ok(true)
-            }
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
-            Err(error) => Err(VolumeError::host("create a temporary file", error)),
-        }
     }
 
     /// Makes a directory. One that is there with this id is it.
@@ -491,24 +461,27 @@ impl Volume {
             }
         }
         if kind != FileKind::Directory {
-            let mtime = Timespec {
-                tv_sec: meta.mtime.secs,
-                tv_nsec: i64::from(meta.mtime.nanos),
-            };
-            let times = Timestamps {
-                last_access: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: if before.is_some() {
-                        UTIME_OMIT
-                    } else {
-                        mtime.tv_nsec
-                    },
-                },
-                last_modification: mtime,
-            };
+            let mut times = times_of(meta);
+            if before.is_some() {
+                times.last_access.tv_nsec = UTIME_OMIT;
+            }
             rustix::fs::utimensat(&dir.fd, host, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// As [`Volume::dress`], of a file that was just made and is open: none of it has to be found again.
+    fn dress_new(&self, host: &File, made: &Prepared, meta: &Meta) -> Result<()> {
+        let failed = |error| VolumeError::host("set the attributes of a file", error);
+        if self.gives_away && self.owners {
+            let (uid, gid) = meta.owner;
+            rustix::fs::fchown(host, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failed)?;
+        }
+        for (name, value) in &meta.xattrs {
+            self.set_xattr(&proc_path(made.dir.fd.as_fd(), &made.temp), name, value)?;
+        }
+        rustix::fs::fchmod(host, Mode::from_raw_mode(meta.mode)).map_err(failed)?;
+        rustix::fs::futimens(host, &times_of(meta)).map_err(failed)
     }
 
     fn set_xattr(&self, path: &Path, name: &[u8], value: &[u8]) -> Result<()> {
@@ -527,7 +500,7 @@ impl Volume {
         }
     }
 
-    fn find_there(&self, dir: &DirAt, name: &OsStr) -> Result<Option<(OsString, Stat)>> {
+    pub(super) fn find_there(&self, dir: &DirAt, name: &OsStr) -> Result<Option<(OsString, Stat)>> {
         match self.find(&dir.fd, dir.ino, name) {
             Ok(found) => Ok(Some(found)),
             Err(VolumeError::NotFound) => Ok(None),
@@ -535,9 +508,21 @@ impl Volume {
         }
     }
 
-    fn busy(&self, dir: &DirAt, name: &OsStr) -> Applied {
+    pub(super) fn busy(&self, dir: &DirAt, name: &OsStr) -> Applied {
         tracing::debug!(name = %name.to_string_lossy(), "a change from another device waits for one that was made here");
         self.note(dir.ino, name);
         Applied::Busy
+    }
+}
+
+/// Nobody has read it here since it changed.
+fn times_of(meta: &Meta) -> Timestamps {
+    let mtime = Timespec {
+        tv_sec: meta.mtime.secs,
+        tv_nsec: i64::from(meta.mtime.nanos),
+    };
+    Timestamps {
+        last_access: mtime,
+        last_modification: mtime,
     }
 }

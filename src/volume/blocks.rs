@@ -261,18 +261,54 @@ impl Blocks {
         let watch = self.watch.read();
         let (stored, batch) = self.seal(data, cuts, watch.as_ref())?;
         let seq = self.put(batch)?;
-        self.tell(&stored, needs);
+        self.tell(named(&stored), needs);
         Ok((stored, seq))
     }
 
+    /// Blocks of nodes, to be stored together later. They are not looked for by their plaintext: a change makes nodes that are new.
+    pub fn seal_nodes(&self, nodes: &[Vec<u8>]) -> Result<Vec<Put>> {
+        let pieces: Vec<&[u8]> = nodes.iter().map(Vec::as_slice).collect();
+        let (epoch, key) = self.keys.current();
+        let sealed = self
+            .sealers
+            .seal_all(epoch, key, self.keys.index_key(), &pieces, &|_| None);
+        let mut batch = Vec::with_capacity(nodes.len());
+        for result in sealed {
+            let sealed = result.map_err(VolumeError::seal)?;
+            let bytes = sealed
+                .block
+                .ok_or(VolumeError::Invalid("a node was not sealed"))?;
+            work::SEALED.add(1);
+            work::SEALED_BYTES.add(bytes.len() as u64);
+            batch.push(Put {
+                id: sealed.id,
+                bytes,
+                kind: PutKind::Dirty,
+                plain: None,
+            });
+        }
+        Ok(batch)
+    }
+
+    /// Stores what was sealed, in one commit.
+    pub fn store_sealed(&self, batch: Vec<Put>, needs: Needs) -> Result<()> {
+        let watch = self.watch.read();
+        let ids: Vec<BlockId> = batch.iter().map(|put| put.id).collect();
+        if let Some(taken_up) = watch.as_ref() {
+            taken_up.lock().extend(&ids);
+        }
+        self.put(batch)?;
+        self.tell(ids, needs);
+        Ok(())
+    }
+
     /// Tells what is going to be named.
-    fn tell(&self, stored: &[Stored], needs: Needs) {
+    fn tell(&self, ids: Vec<BlockId>, needs: Needs) {
         let Some(retention) = &self.retention else { return };
-        let ids = stored.iter().filter_map(|stored| stored.block);
         if needs == Needs::of_all(&**retention) {
-            retention.stored(&ids.collect::<Vec<_>>());
+            retention.stored(&ids);
         } else {
-            retention.wished(&ids.map(|id| (id, needs)).collect::<Vec<_>>());
+            retention.wished(&ids.into_iter().map(|id| (id, needs)).collect::<Vec<_>>());
         }
     }
 
@@ -295,7 +331,7 @@ impl Blocks {
                 let seq = put
                     .join()
                     .map_err(|_| VolumeError::Invalid("a thread ended by a fault"))??;
-                self.tell(&stored, needs);
+                self.tell(named(&stored), needs);
                 done(mark, &stored, seq);
                 Ok(())
             };
@@ -482,6 +518,10 @@ impl Blocks {
         work::OPENED_BYTES.add(block.len() as u64);
         Ok(plain)
     }
+}
+
+fn named(stored: &[Stored]) -> Vec<BlockId> {
+    stored.iter().filter_map(|stored| stored.block).collect()
 }
 
 fn not_waited(id: BlockId, why: Refused) -> BlockError {

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod apply;
+mod arrive;
 mod aside;
 mod attributes;
 mod background;
@@ -224,6 +225,8 @@ pub struct Volume {
     importing: Mutex<()>,
     /// Held by a collection alone; shared by whoever stores blocks that nothing names yet.
     collecting: RwLock<()>,
+    /// Nodes of trees that no snapshot names yet.
+    gathered: Mutex<snapshots::Gathered>,
     /// The snapshots that are kept, whose blocks are needed; `None`: that is not known.
     retained: Mutex<Option<Vec<Moment>>>,
     /// What the kernel knows of them.
@@ -289,6 +292,7 @@ impl Volume {
             collected: AtomicU64::new(0),
             importing: Mutex::new(()),
             collecting: RwLock::new(()),
+            gathered: Mutex::default(),
             retained: Mutex::new(options.retained),
             past: Past::default(),
             gives_away: rustix::process::geteuid().is_root(),

@@ -4,7 +4,7 @@
 //! Called by `sync`, and by `collect` for what retained snapshots reach.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use parking_lot::RwLockReadGuard;
 use super::collect::Marked;
 use super::error::{Result, VolumeError};
 use super::moments::Moment;
-use super::write_back::store_all;
+use super::write_back::of_indexes;
 use super::{Volume, Wait};
 use crate::base::BlockId;
 use crate::object::map::{self, MapError, Nodes};
@@ -26,7 +26,18 @@ use crate::store::{Put, PutKind, Want};
 /// Between two tries to have the volume's blocks for a collection alone.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// The nodes of trees, as blocks of the volume.
+/// Nodes that wait for their snapshot, in bytes, before they are stored without it.
+const GATHERED_MAX: usize = 4 << 20;
+
+/// Nodes on their way into the store: what belongs to one snapshot goes there in one commit.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    plain: HashMap<BlockId, Arc<Vec<u8>>>,
+    sealed: Vec<Put>,
+    bytes: usize,
+}
+
+/// The nodes of trees, as blocks of the volume. Those that are put are in the store when a snapshot is ([`Volume::put_snapshot`]).
 #[derive(Debug, Clone, Copy)]
 pub struct TreeNodes<'a>(pub(super) &'a Volume);
 
@@ -34,11 +45,12 @@ impl Nodes for TreeNodes<'_> {
     type Error = VolumeError;
 
     fn get(&self, id: &BlockId) -> Result<Arc<Vec<u8>>> {
-        self.0.tree_block(id, Wait::Bounded)
+        let gathered = self.0.gathered.lock().plain.get(id).cloned();
+        gathered.map_or_else(|| self.0.tree_block(id, Wait::Bounded), Ok)
     }
 
     fn put(&self, nodes: &[Vec<u8>]) -> Result<Vec<BlockId>> {
-        Ok(store_all(&self.0.blocks, nodes)?.0)
+        self.0.gather(nodes)
     }
 }
 
@@ -56,10 +68,38 @@ impl Volume {
 
     /// Stores a snapshot. Retain it before [`Volume::committing`]'s guard goes.
     pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<BlockId> {
-        let ids = store_all(&self.blocks, &[snapshot.encode()])?.0;
+        let ids = self.gather(&[snapshot.encode()])?;
+        self.store_gathered(&mut self.gathered.lock())?;
         ids.first()
             .copied()
             .ok_or(VolumeError::Invalid("a snapshot is not empty"))
+    }
+
+    fn gather(&self, nodes: &[Vec<u8>]) -> Result<Vec<BlockId>> {
+        let sealed = self.blocks.seal_nodes(nodes)?;
+        let ids: Vec<BlockId> = sealed.iter().map(|put| put.id).collect();
+        let mut gathered = self.gathered.lock();
+        for (put, node) in sealed.into_iter().zip(nodes) {
+            if gathered.plain.insert(put.id, Arc::new(node.clone())).is_none() {
+                gathered.bytes += node.len() + put.bytes.len();
+                gathered.sealed.push(put);
+            }
+        }
+        if gathered.bytes >= GATHERED_MAX {
+            self.store_gathered(&mut gathered)?;
+        }
+        Ok(ids)
+    }
+
+    /// Whoever needs one of them looks for it among the gathered before it looks into the store, and finds it in one of the two.
+    fn store_gathered(&self, gathered: &mut Gathered) -> Result<()> {
+        if gathered.sealed.is_empty() {
+            return Ok(());
+        }
+        let sealed = std::mem::take(&mut gathered.sealed);
+        let stored = self.blocks.store_sealed(sealed, of_indexes(&self.blocks));
+        *gathered = Gathered::default();
+        stored
     }
 
     /// While this is held nothing is collected.
@@ -102,6 +142,7 @@ impl Volume {
 
     /// Has blocks of a tree stay on this device: without them nothing could be committed while nobody else is there.
     pub fn keep_here(&self, ids: &BTreeSet<BlockId>) -> Result<()> {
+        self.store_gathered(&mut self.gathered.lock())?;
         let (tiered, store) = (self.blocks.tiered(), self.blocks.tiered().store());
         let mut puts = Vec::new();
         for id in ids {

@@ -408,16 +408,19 @@ fn offsets(refs: &[IndexRef]) -> impl Iterator<Item = (u64, IndexRef)> {
     })
 }
 
+/// What blocks need without which nobody can say here what a file, or the tree, needs.
+pub(super) fn of_indexes(blocks: &Blocks) -> Needs {
+    Needs {
+        replicas: blocks.retention().map_or(0, super::Retention::default_replicas),
+        pinned: true,
+    }
+}
+
 pub(super) fn store_all(blocks: &Arc<Blocks>, encoded: &[Vec<u8>]) -> Result<(Vec<BlockId>, u64)> {
     if encoded.is_empty() {
         return Ok((Vec::new(), 0));
     }
     let cuts: Vec<Cut> = encoded.iter().map(|bytes| Cut::Data(bytes.len())).collect();
-    // Without them nobody can say here what the file needs.
-    let needs = Needs {
-        replicas: blocks.retention().map_or(0, super::Retention::default_replicas),
-        pinned: true,
-    };
-    let (stored, seq) = blocks.store(&encoded.concat(), &cuts, needs)?;
+    let (stored, seq) = blocks.store(&encoded.concat(), &cuts, of_indexes(blocks))?;
     Ok((stored.into_iter().filter_map(|s| s.block).collect(), seq))
 }

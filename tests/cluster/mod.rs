@@ -18,6 +18,8 @@ mod repositories;
 mod returning;
 mod shards;
 mod speed;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 mod storm;
 mod strangers;
 mod trees;

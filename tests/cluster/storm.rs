@@ -1,5 +1,5 @@
-//! Random changes on three computers at once, with cut cables and `kill -9`: in the end all have one tree, and nothing that was acknowledged
-//! is lost.
+//! Random changes on three computers at once, with cut cables, `kill -9` and power cuts: in the end all have one tree, and nothing that was
+//! acknowledged is lost.
 //!
 //! `DFS_TEST_SEED` repeats the order of things (their timing cannot be repeated).
 
@@ -13,7 +13,9 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::trees::{come_together, fall_silent, writers};
+use super::trees::{come_together, fall_silent, together};
+use crate::harness::command::Cmd;
+use crate::harness::disk::Disk;
 use crate::harness::namespaces::Switch;
 use crate::harness::tree::Tree;
 use crate::harness::volume::TestVolume;
@@ -25,15 +27,31 @@ const COUNT: usize = 3;
 /// What begins like this belongs to one computer alone, which remembers what it wrote.
 const OWN: &str = "own-";
 
+/// The computer whose disks lose their power.
+const POWERLESS: usize = 2;
+
 #[test]
 fn a_storm_of_changes_on_three_computers_ends_in_one_tree() {
-    storm(1, Duration::from_secs(8));
+    storm(2, Duration::from_secs(8), None);
+}
+
+#[test]
+fn a_storm_of_changes_with_power_cuts_ends_in_one_tree() {
+    storm(1, Duration::from_secs(8), Some("ext4"));
 }
 
 #[test]
 #[ignore = "takes half an hour: only with --long"]
 fn many_storms_of_changes_on_three_computers_end_in_one_tree() {
-    storm(30, Duration::from_secs(30));
+    storm(30, Duration::from_secs(30), None);
+}
+
+#[test]
+#[ignore = "takes twenty minutes: only with --long"]
+fn many_storms_of_changes_with_power_cuts_end_in_one_tree() {
+    for kind in ["ext4", "xfs"] {
+        storm(15, Duration::from_secs(30), Some(kind));
+    }
 }
 
 /// What one computer wrote for itself and nobody changed afterwards: name and content.
@@ -42,18 +60,42 @@ type Kept = BTreeMap<String, Vec<u8>>;
 /// A computer as those see it that work on it.
 struct Place {
     mountpoint: PathBuf,
+    /// Whether only what was synced is sure to stay.
+    powerless: bool,
     /// Held for writing while there is no mount, so that nobody works in the bare folder below.
     mounted: RwLock<()>,
 }
 
-fn storm(rounds: u64, length: Duration) {
+/// With a kind of filesystem: the folder and the state of the last computer are on disks of it, which lose their power now and then.
+fn storm(rounds: u64, length: Duration, kind: Option<&str>) {
     let mut dice = Dice::new(seed());
     let switch = Switch::new(COUNT);
-    let mut all = writers(&switch, COUNT);
+    let place = tempfile::Builder::new()
+        .prefix("dfs-test-disk-")
+        .tempdir()
+        .unwrap();
+    let disks: Vec<Disk> = kind
+        .into_iter()
+        .flat_map(|kind| ["folder", "state"].map(|name| Disk::new(place.path(), name, kind, 2 << 10)))
+        .collect();
+    let computer = |n| {
+        let computer = TestVolume::empty().on(switch.path(n));
+        match &disks[..] {
+            [folder, state] if n == POWERLESS => {
+                let folder = folder.at.join("folder");
+                fs::create_dir(&folder).unwrap();
+                computer.moved(Some(&folder), Some(&state.at.join("state")))
+            }
+            _ => computer,
+        }
+    };
+    let mut all = together((0..COUNT).map(computer).collect());
     let places: Vec<Place> = all
         .iter()
-        .map(|volume| Place {
+        .enumerate()
+        .map(|(n, volume)| Place {
             mountpoint: volume.mountpoint().to_owned(),
+            powerless: n == POWERLESS && !disks.is_empty(),
             mounted: RwLock::new(()),
         })
         .collect();
@@ -70,7 +112,7 @@ fn storm(rounds: u64, length: Duration) {
             let end = Instant::now() + length;
             while Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(500 + dice.below(1500)));
-                disturb(&switch, &mut all, &places, &mut dice);
+                disturb(&switch, &mut all, &places, &disks, &mut dice);
             }
             stop.store(true, Ordering::SeqCst);
             for worker in workers {
@@ -89,14 +131,29 @@ fn storm(rounds: u64, length: Duration) {
     }
 }
 
-/// Cuts off one of the computers for some time, or kills its daemon.
-fn disturb(switch: &Switch, all: &mut [TestVolume], places: &[Place], dice: &mut Dice) {
+/// Cuts off one of the computers for some time, kills its daemon, or takes the power from its disks.
+fn disturb(switch: &Switch, all: &mut [TestVolume], places: &[Place], disks: &[Disk], dice: &mut Dice) {
     let victim = dice.below(COUNT as u64) as usize;
-    if dice.below(2) == 0 {
+    if dice.below(3) == 0 || (!places[victim].powerless && dice.below(4) == 0) {
         eprintln!("computer {victim} is cut off");
         switch.plug(victim, false);
         std::thread::sleep(Duration::from_millis(500 + dice.below(2500)));
         switch.plug(victim, true);
+    } else if places[victim].powerless && dice.below(4) > 0 {
+        eprintln!("computer {victim} has no power");
+        // They need not lose the same moment.
+        let first = dice.below(2) as usize;
+        disks[first].power_off();
+        std::thread::sleep(Duration::from_millis(dice.below(100)));
+        disks[1 - first].power_off();
+        all[victim].kill();
+        let _nobody = places[victim].mounted.write().unwrap();
+        Cmd::new("umount")
+            .args(["-q", "-l"])
+            .arg(all[victim].mountpoint())
+            .run();
+        disks.iter().for_each(Disk::power_on);
+        all[victim].mount();
     } else {
         eprintln!("the daemon of computer {victim} is killed");
         all[victim].kill();
@@ -135,7 +192,7 @@ fn worked(place: &Place, who: &str, dice: &mut Dice, stop: &AtomicBool) -> Kept 
                     format!("{OWN}{who}-{number}"),
                     noise(number, dice.below(30_000) as usize),
                 );
-                if fs::write(place.mountpoint.join(&name), &content).is_ok() {
+                if written(place, &name, &content).is_ok() {
                     kept.insert(name, content);
                 }
             } else {
@@ -145,6 +202,18 @@ fn worked(place: &Place, who: &str, dice: &mut Dice, stop: &AtomicBool) -> Kept 
         std::thread::sleep(Duration::from_millis([0, 0, 10, 100][dice.below(4) as usize]));
     }
     kept
+}
+
+/// Writes a file that is to stay.
+fn written(place: &Place, name: &str, content: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::File::create(place.mountpoint.join(name))?;
+    file.write_all(content)?;
+    if place.powerless {
+        file.sync_all()?;
+        fs::File::open(&place.mountpoint)?.sync_all()?;
+    }
+    drop(file);
+    Ok(())
 }
 
 /// All directories and all other names, but those that belong to one computer.

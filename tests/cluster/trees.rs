@@ -24,16 +24,19 @@ const KEEPS_NOTHING: &str = "\n[replication]\nquota = 0\n";
 
 /// Computers on a switch with one volume, all mounted: the first is its admin, the others write.
 pub(super) fn writers(switch: &Switch, count: usize) -> Vec<TestVolume> {
-    let mut a = TestVolume::empty().on(switch.path(0));
+    let computer = |n| TestVolume::empty().on(switch.path(n));
+    together((0..count).map(computer).collect())
+}
+
+/// As [`writers`], of computers that have nothing yet.
+pub(super) fn together(mut all: Vec<TestVolume>) -> Vec<TestVolume> {
+    let (a, others) = all.split_first_mut().unwrap();
     a.init();
     a.configure(&format!("{ON_CABLE}{KEEPS_NOTHING}"));
     a.mount();
-    let mut all = vec![a];
-    for n in 1..count {
-        let mut next = TestVolume::empty().on(switch.path(n));
-        enter(&next, &all[0], "writer");
+    for next in others {
+        enter(next, a, "writer");
         next.mount();
-        all.push(next);
     }
     all
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::Disk;
 use crate::harness::command::Cmd;
+use crate::harness::disk::Disk;
 use crate::harness::ledger::Crash;
 use crate::harness::volume::{ALONE, TestVolume};
 use crate::harness::workers::Workers;

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Disk;
 use crate::harness::command::Cmd;
+use crate::harness::disk::Disk;
 use crate::harness::volume::{ALONE, TestVolume};
 use crate::harness::{SOON, wait_for};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use super::Disk;
+use crate::harness::disk::Disk;
 use crate::harness::volume::{ALONE, TestVolume};
 use crate::harness::{SOON, noise, wait_for};
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 
-use super::Disk;
+use crate::harness::disk::Disk;
 use crate::harness::noise;
 use crate::harness::volume::{ALONE, TestVolume};
 

@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod command;
+pub mod disk;
 pub mod ledger;
 pub mod namespaces;
 #[cfg(target_arch = "x86_64")]
