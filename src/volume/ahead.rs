@@ -89,7 +89,7 @@ impl Volume {
         Ok(ahead)
     }
 
-    /// Asks for nodes of a tree, [`NODES_AT_ONCE`] at once, and waits for them: without it, whoever reads them one after the other waits for each. False when
+    /// Asks for nodes of a tree, 32 at once, and waits for them: without it, whoever reads them one after the other waits for each. False when
     /// one cannot be had now.
     pub fn bring_nodes(&self, ids: &[BlockId]) -> bool {
         let tiered = self.blocks.tiered();

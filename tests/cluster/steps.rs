@@ -14,7 +14,7 @@ use crate::harness::{Dice, SOON, noise, seed, wait_for};
 
 #[test]
 fn a_death_at_a_call_of_commit_merge_and_apply_loses_nothing() {
-    die_at(5);
+    die_at(4);
 }
 
 #[test]

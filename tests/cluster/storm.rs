@@ -110,9 +110,10 @@ fn storm(rounds: u64, length: Duration, kind: Option<&str>) {
             };
             let workers: Vec<_> = dices.into_iter().enumerate().map(work).collect();
             let end = Instant::now() + length;
-            while Instant::now() < end {
+            let mut is_cut = disks.is_empty();
+            while Instant::now() < end || !is_cut {
                 std::thread::sleep(Duration::from_millis(500 + dice.below(1500)));
-                disturb(&switch, &mut all, &places, &disks, &mut dice);
+                is_cut |= disturb(&switch, &mut all, &places, &disks, &mut dice);
             }
             stop.store(true, Ordering::SeqCst);
             for worker in workers {
@@ -131,8 +132,14 @@ fn storm(rounds: u64, length: Duration, kind: Option<&str>) {
     }
 }
 
-/// Cuts off one of the computers for some time, kills its daemon, or takes the power from its disks.
-fn disturb(switch: &Switch, all: &mut [TestVolume], places: &[Place], disks: &[Disk], dice: &mut Dice) {
+/// Cuts off one of the computers for some time, kills its daemon, or takes the power from its disks: then it says so.
+fn disturb(
+    switch: &Switch,
+    all: &mut [TestVolume],
+    places: &[Place],
+    disks: &[Disk],
+    dice: &mut Dice,
+) -> bool {
     let victim = dice.below(COUNT as u64) as usize;
     if dice.below(3) == 0 || (!places[victim].powerless && dice.below(4) == 0) {
         eprintln!("computer {victim} is cut off");
@@ -154,12 +161,14 @@ fn disturb(switch: &Switch, all: &mut [TestVolume], places: &[Place], disks: &[D
             .run();
         disks.iter().for_each(Disk::power_on);
         all[victim].mount();
+        return true;
     } else {
         eprintln!("the daemon of computer {victim} is killed");
         all[victim].kill();
         let _nobody = places[victim].mounted.write().unwrap();
         all[victim].mount();
     }
+    false
 }
 
 /// Every file that one computer wrote for itself is as it was when its close was acknowledged.
