@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::replicas::{drop_caches, in_zone};
+use super::replicas::{drop_caches, in_zone, knows_hosts};
 use super::{ticket, try_join};
 use crate::harness::namespaces::Switch;
 use crate::harness::volume::{ON_CABLE, TestVolume};
@@ -66,6 +66,7 @@ fn strangers_keep_blocks_for_each_other_and_read_none_of_them() {
     assert_ne!(id(&guests[0]), id(&founder));
     assert_ne!(id(&guests[0]), id(&guests[1]));
 
+    knows_hosts(&founder, 1);
     // The founder's blocks go to the guest that offers space, which earns room for its own.
     for n in 0..6 {
         fs::write(founder.at(&format!("{n}")), noise(n, 1_000_000)).unwrap();

@@ -8,7 +8,7 @@ use super::{first, join, second, ticket};
 use crate::harness::command::Cmd;
 use crate::harness::namespaces::{Cable, End};
 use crate::harness::volume::{ON_CABLE, TestVolume};
-use crate::harness::{noise, wait_for};
+use crate::harness::{SOON, noise, wait_for};
 
 /// Replicating and repairing some megabytes; a day's noise included.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,7 +41,16 @@ pub(super) fn three() -> (Cable, TestVolume, TestVolume, TestVolume) {
     member(&mut b, &a, "b", 8082);
     let mut c = TestVolume::empty().on(cable.path(End::B));
     member(&mut c, &a, "c", 8083);
+    knows_hosts(&a, 2);
     (cable, a, b, c)
+}
+
+/// Waits until a computer was told what so many others offer: before that it is content with fewer replicas.
+#[track_caller]
+pub(super) fn knows_hosts(volume: &TestVolume, count: u64) {
+    wait_for("it knows who keeps blocks", SOON, || {
+        volume.status()["replication"]["possible"].as_u64() >= Some(count)
+    });
 }
 
 /// Bytes that lack replicas, and all bytes, as `dfs status` tells.

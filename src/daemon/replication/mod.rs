@@ -226,7 +226,11 @@ impl Replication {
 
     /// Whether everything that the volume stored has been told to the machine, and it has done what there was to do at once.
     pub(super) fn is_settled(&self) -> bool {
-        self.shared.is_settled() && self.inbox.send(Msg::Look).is_ok() && self.checked().is_some()
+        // Once more: what a member offers may have been heard meanwhile, and then there is more to do.
+        self.shared.is_settled()
+            && self.inbox.send(Msg::Look).is_ok()
+            && self.checked().is_some()
+            && self.shared.is_settled()
     }
 
     /// Waits until the machine knows all that the volume needs, at most so long.
