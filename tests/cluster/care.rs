@@ -36,10 +36,11 @@ fn what_is_pinned_stays_and_comes_back() {
     fs::write(a.at("other"), noise(2, 3_000_000)).unwrap();
     sync(&a);
     assert_eq!(state(&a, "other"), "local");
-    a.dfs(["free"]).arg(a.mountpoint()).ok();
+    let said = a.dfs(["free"]).arg(a.mountpoint()).ok();
     assert_eq!(
         (state(&a, "other"), state(&a, "kept/deep/one")),
-        ("remote".into(), "remote".into())
+        ("remote".into(), "remote".into()),
+        "{said}"
     );
     // Brought, and at once safe from being freed; so is what is written there later.
     let said = a.dfs(["pin"]).arg(a.at("kept")).ok();
@@ -104,9 +105,9 @@ fn so_much_is_freed_as_is_wanted() {
     }
     sync(&a);
     let before = disk_bytes(a.state());
-    a.dfs(["free", "--target", "3MB"]).arg(a.mountpoint()).ok();
+    let said = a.dfs(["free", "--target", "3MB"]).arg(a.mountpoint()).ok();
     let freed = before - disk_bytes(a.state());
-    assert!((2_900_000..4_500_000).contains(&freed), "{freed}");
+    assert!((2_900_000..4_500_000).contains(&freed), "{freed}: {said}");
 }
 
 #[test]

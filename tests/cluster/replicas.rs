@@ -42,6 +42,9 @@ pub(super) fn three() -> (Cable, TestVolume, TestVolume, TestVolume) {
     let mut c = TestVolume::empty().on(cable.path(End::B));
     member(&mut c, &a, "c", 8083);
     knows_hosts(&a, 2);
+    // All that they have is named: what A writes from now on they do not have kept on A for themselves as well, which A could not free then.
+    sync(&b);
+    sync(&c);
     (cable, a, b, c)
 }
 
