@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use super::replicas::{disk_bytes, drop_caches, in_zone, lacking};
+use super::replicas::{disk_bytes, drop_caches, in_zone, lacking, sync};
 use super::{ticket, try_join};
 use crate::harness::namespaces::Switch;
 use crate::harness::volume::{ON_CABLE, TestVolume};
@@ -67,6 +67,8 @@ fn all_is_right(volume: &TestVolume, files: u64, patience: Duration) {
 fn two_are_lost(files: u64, patience: Duration) {
     let switch = Switch::new(5);
     let mut all = group(&switch, 5);
+    // What the others name from now on is not what A writes.
+    all[1..].iter().for_each(sync);
     write_files(&all[0], files);
     let wait = patience.as_secs().to_string();
     all[0].dfs(["sync", "--wait", &wait]).arg(all[0].folder()).ok();
