@@ -17,10 +17,6 @@ const CHECKPOINT_AT: u64 = 32 << 20;
 /// Size of the log at which the writer waits for readers so that the log can start again from its beginning, in bytes.
 const CHECKPOINT_HARD: u64 = 4 * WAL_LIMIT;
 
-/// Size of the log below which quiet times leave it as it is, in bytes: commits that come one by one change the same pages again and again, and
-/// would each have them copied.
-const CHECKPOINT_QUIET: u64 = 1 << 20;
-
 /// Free pages that stay in the file for the next blocks, in bytes.
 const FREE_KEPT: u64 = 4 << 20;
 
@@ -363,7 +359,7 @@ impl Writer {
             .map_err(|error| self.fail(&error))?;
         match copied {
             (log, done) if log == done && log >= 0 => {
-                (self.log_bytes, self.vacuumed) = (0, false);
+                self.log_bytes = 0;
                 // The log and the database were synced for it.
                 if self.segments.synced() == self.segments.end() {
                     self.synced = self.meta.seq;
@@ -396,13 +392,12 @@ impl Writer {
             let step = (VACUUM_STEP / self.page_size).min(free - kept);
             self.vacuum(step).map_err(|error| self.failure.of(&error))?;
             self.log_bytes += step * 2 * self.page_size;
-            self.vacuumed = true;
             if self.log_bytes >= CHECKPOINT_AT {
                 self.checkpoint("PASSIVE")?;
             }
             return Ok(false);
         }
-        if self.log_bytes >= CHECKPOINT_QUIET || (self.log_bytes > 0 && self.vacuumed) {
+        if self.log_bytes > 0 {
             self.checkpoint("PASSIVE")?;
         }
         self.search_step()

@@ -175,7 +175,6 @@ impl SqliteStore {
             synced: 0,
             log: None,
             log_bytes: 0,
-            vacuumed: false,
             page_size,
             broken: None,
             segments: segments.clone(),

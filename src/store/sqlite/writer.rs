@@ -81,8 +81,6 @@ pub(super) struct Writer {
     pub(super) log: Option<Log>,
     /// About how many bytes the log holds.
     pub(super) log_bytes: u64,
-    /// Pages were given back that leave the file when the log is copied.
-    pub(super) vacuumed: bool,
     /// Page size of the database, in bytes.
     pub(super) page_size: u64,
     /// Set when a sync failed: what the kernel then dropped, no later sync brings back.
